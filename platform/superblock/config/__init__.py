@@ -1,0 +1,1 @@
+"""Every configuration section, a file per group; standard library only."""

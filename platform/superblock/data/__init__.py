@@ -1,0 +1,1 @@
+"""Corpora, tokenizer, packing and the resumable loader."""

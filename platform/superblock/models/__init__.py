@@ -1,0 +1,1 @@
+"""Torch modules: mathematics on one device."""

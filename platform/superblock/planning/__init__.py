@@ -1,0 +1,1 @@
+"""Counts of models too large to build here."""

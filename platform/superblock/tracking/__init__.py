@@ -1,0 +1,1 @@
+"""The spool, the MLflow mirror, provenance and run queries."""

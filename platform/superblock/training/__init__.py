@@ -1,0 +1,1 @@
+"""The LightningModule, the data module, strategies and checkpoints."""
