@@ -1,0 +1,1 @@
+"""The configuration groups, packaged as `superblock.conf` so that the console script has them too."""
