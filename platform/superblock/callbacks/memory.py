@@ -1,0 +1,58 @@
+"""Memory of the training process, now and at its highest."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from superblock.callbacks.base import is_due
+
+MIB = 2**20
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now."""
+    return int(psutil.Process(os.getpid()).memory_info().rss)
+
+
+def peak_bytes() -> int:
+    """The most memory this process ever held.
+
+    Linux's `ru_maxrss` survives `exec`, so that a process started by a large one would report its parent's peak; VmHWM
+    is the process's own.
+    """
+    status = Path("/proc/self/status")
+    if status.exists() and (match := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(match[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process(os.getpid()).memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB
+
+
+class Memory(Callback):
+    """Records resident and peak memory in MiB, and the allocator's peaks on a GPU."""
+
+    def values(self, device: torch.device) -> dict[str, float]:
+        """What is known about memory now, in MiB."""
+        values = {"memory/resident_mib": resident_bytes() / MIB, "memory/peak_mib": peak_bytes() / MIB}
+        if device.type == "cuda":
+            values["memory/cuda_allocated_peak_mib"] = torch.cuda.max_memory_allocated(device) / MIB
+            values["memory/cuda_reserved_peak_mib"] = torch.cuda.max_memory_reserved(device) / MIB
+        return values
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if is_due(pl_module) and trainer.is_global_zero:
+            pl_module.tracker.metrics(self.values(pl_module.device), step=pl_module.step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            peaks = {name: value for name, value in self.values(pl_module.device).items() if "peak" in name}
+            pl_module.tracker.result({name.replace("memory/", "final/memory_"): value for name, value in peaks.items()})

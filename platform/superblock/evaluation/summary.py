@@ -1,0 +1,151 @@
+"""The closing summary of a run: what a person sees last, and `summary.json` for whoever reads it later."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from superblock.tracking.files import write_json
+
+WIDTH = 100
+REFERENCE_TITLES = {"unigram": "unigram", "trigram": "trigram", "xz": "xz -9e"}
+
+
+@dataclass
+class SplitResult:
+    """Quality on one split, and what simpler models need for the same text."""
+
+    perplexity: float
+    bits_per_byte: float
+    accuracy_top1: float | None = None
+    references: dict[str, float] = field(default_factory=dict)
+    """Bits per byte on this split by name, in the order shown: unigram, trigram, xz, the previous stage's best run."""
+
+
+@dataclass
+class RunSummary:
+    """Everything the closing summary says. `None` is not known, and not shown."""
+
+    name: str
+    stage: str
+    scale: str
+    steps: int
+    tokens: int
+    minutes: float
+    parameters_total: int
+    parameters_active: int
+    splits: dict[str, SplitResult] = field(default_factory=dict)
+    """Results by split: `validation` and `test`."""
+    tokens_per_second: float | None = None
+    flops_per_second: float | None = None
+    matmul_share: float | None = None
+    """Model FLOP/s as a share of what plain matrix products reach on this device."""
+    peak_memory_bytes: int | None = None
+    checkpoint: str | None = None
+    next_stage: str | None = None
+
+    def save(self, path: Path) -> None:
+        """Writes the summary as JSON; the file is either old or new, never half."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "RunSummary":
+        """Reads what `save` wrote."""
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        splits = {name: SplitResult(**values) for name, values in data.pop("splits").items()}
+        return cls(**data, splits=splits)
+
+
+def render(summary: RunSummary, console: Console) -> None:
+    """Prints the summary, at most 100 columns wide, in plain ASCII where the console knows no more."""
+    width = min(WIDTH, console.width)
+    console.print(Text(f"\n{summary.name}: stage {summary.stage} at scale {summary.scale}", style="bold"))
+    for label, text in _facts(summary):
+        line = Text.assemble((f"  {label:<12}", "dim"), text)
+        console.print(
+            line, width=width if label != "checkpoint" else None, soft_wrap=label == "checkpoint", highlight=False
+        )
+    if summary.splits:
+        console.print(Padding(_quality(summary, ascii_only=console.options.ascii_only), (1, 0, 0, 2)), width=width)
+    console.print(Text("\nNext", style="bold"))
+    for command in next_commands(summary):
+        console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+
+
+def next_commands(summary: RunSummary) -> list[str]:
+    """What to type next."""
+    commands = ["python -m platform.ui", f'python -m platform.generate run={summary.name} prompt="def "']
+    if summary.next_stage:
+        scale = "" if summary.scale == "tiny" else f" scale={summary.scale}"
+        commands.append(f"python -m platform.run stage={summary.next_stage}{scale}")
+    return commands
+
+
+def _facts(s: RunSummary) -> Iterator[tuple[str, str]]:
+    yield "parameters", f"{short(s.parameters_total)} total, {short(s.parameters_active)} active per token"
+    yield "training", f"{s.steps:,} steps, {short(s.tokens)} tokens, {s.minutes:.1f} minutes"
+    speed = []
+    if s.tokens_per_second is not None:
+        speed.append(f"{s.tokens_per_second:,.0f} tokens/s")
+    if s.flops_per_second is not None:
+        speed.append(f"{short(s.flops_per_second)}FLOP/s")
+    if s.matmul_share is not None:
+        speed.append(f"{s.matmul_share:.0%} of this device's matrix products")
+    if speed:
+        yield "speed", ", ".join(speed)
+    if s.peak_memory_bytes is not None:
+        yield "memory", f"{s.peak_memory_bytes / 2**30:.2f} GiB at most"
+    if s.checkpoint is not None:
+        yield "checkpoint", s.checkpoint
+
+
+def _quality(summary: RunSummary, *, ascii_only: bool) -> Table:
+    """One row per split; a reference point is marked where the model needs fewer bits."""
+    names = list(dict.fromkeys(name for result in summary.splits.values() for name in result.references))
+    mark = "below" if ascii_only else "✓"
+    accuracy = any(result.accuracy_top1 is not None for result in summary.splits.values())
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption=f"bits per byte; {mark}: the model is below",
+        caption_justify="left",
+    )
+    table.add_column("split")
+    for title in (
+        "perplexity",
+        *(["top-1"] if accuracy else []),
+        "bits/byte",
+        *(REFERENCE_TITLES.get(n, n) for n in names),
+    ):
+        table.add_column(title, justify="right")
+    for split, result in summary.splits.items():
+        cells = [Text(f"{result.perplexity:,.2f}")]
+        if accuracy:
+            cells.append(Text("" if result.accuracy_top1 is None else f"{result.accuracy_top1:.1%}"))
+        cells.append(Text(f"{result.bits_per_byte:.3f}", style="bold"))
+        cells += [_against(result.bits_per_byte, result.references.get(name), mark) for name in names]
+        table.add_row(split, *cells)
+    return table
+
+
+def _against(value: float, reference: float | None, mark: str) -> Text:
+    if reference is None or math.isnan(reference):
+        return Text("")
+    below = value < reference
+    return Text(f"{reference:.3f} {mark if below else ' ' * len(mark)}", style="green" if below else "")
+
+
+def short(value: float) -> str:
+    """A number in three or four digits with a unit: 7.54M, 235.37B, 812."""
+    for factor, unit in ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.2f}{unit}"
+    return f"{value:.0f}"
