@@ -57,4 +57,6 @@ class PackInfo:
     def to(self, device: torch.device | str) -> "PackInfo":
         """The same boundaries on another device."""
         move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
-        return PackInfo(move(self.doc_ids_BT), move(self.position_ids_BT), move(self.cu_seqlens), self.max_len, self.whole_rows)
+        return PackInfo(
+            move(self.doc_ids_BT), move(self.position_ids_BT), move(self.cu_seqlens), self.max_len, self.whole_rows
+        )

@@ -1,0 +1,81 @@
+"""Causal depthwise convolution and SiLU over packed documents, with the state that decoding needs.
+
+Legend: B sequences, T tokens, C channels, W taps (tap W-1 is the token itself), P = W - 1 + T padded tokens.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from superblock.kernels.packing import PackInfo
+
+
+def causal_conv(
+    x_BTC: Tensor, weight_CW: Tensor, *, pack: PackInfo | None = None, state_BWC: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """silu(conv(x)) in the dtype of `x`, and the last W-1 inputs [B, W-1, C], which continue the last document.
+
+    `state_BWC` holds the W-1 inputs before the first token of each row; without it they are zero. Taps that reach into
+    another document count as zero; in the returned state such inputs are zero for the same reason.
+    """
+    B, T, C = x_BTC.shape
+    W = weight_CW.shape[1]
+    before = x_BTC.new_zeros(B, W - 1, C) if state_BWC is None else state_BWC.to(x_BTC.dtype)
+    x_BPC = torch.cat([before, x_BTC], dim=1)
+    keep_LBT = None if pack is None or pack.whole_rows else _same_document(pack, W)
+    y_BTC = _ShiftAdd.apply(x_BPC, weight_CW.to(x_BTC.dtype), keep_LBT)
+    state = x_BPC[:, T:]
+    if keep_LBT is not None:
+        state = state * _continues_to_end(pack, W)[..., None].to(x_BTC.dtype)
+    return F.silu(y_BTC), state
+
+
+def _same_document(pack: PackInfo, W: int) -> Tensor:
+    """[W, B, T]: whether the token that tap j reads belongs to the document of token t; the state belongs to the first."""
+    doc_BT = pack.doc_ids_BT
+    doc_BP = torch.cat([doc_BT[:, :1].expand(-1, W - 1), doc_BT], dim=1)
+    return torch.stack([doc_BP[:, j : j + doc_BT.shape[1]] == doc_BT for j in range(W)])
+
+
+def _continues_to_end(pack: PackInfo, W: int) -> Tensor:
+    """[B, W-1]: whether each of the last inputs belongs to the document alive at the end of its row."""
+    doc_BT = pack.doc_ids_BT
+    doc_BP = torch.cat([doc_BT[:, :1].expand(-1, W - 1), doc_BT], dim=1)
+    return doc_BP[:, doc_BT.shape[1] :] == doc_BT[:, -1:]
+
+
+class _ShiftAdd(torch.autograd.Function):
+    """y_t = sum_j x_{t+j} w_j as W shifted multiply-adds, which on CPU beat a grouped convolution with its transposes."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BPC: Tensor, w_CW: Tensor, keep_WBT: Tensor | None) -> Tensor:
+        W = w_CW.shape[1]
+        T = x_BPC.shape[1] - W + 1
+        taps_WC = w_CW.t().contiguous()
+        y_BTC = x_BPC[:, W - 1 :] * taps_WC[W - 1]
+        for j in range(W - 1):
+            y_BTC.addcmul_(_tap(x_BPC, j, T, keep_WBT), taps_WC[j])
+        ctx.save_for_backward(x_BPC, taps_WC, keep_WBT)
+        return y_BTC
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BTC: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_BPC, taps_WC, keep_WBT = ctx.saved_tensors
+        W, T = len(taps_WC), dy_BTC.shape[1]
+        dx_BPC = torch.zeros_like(x_BPC)
+        dtaps_WC = torch.empty_like(taps_WC)
+        for j in range(W):
+            d_BTC = dy_BTC if keep_WBT is None else dy_BTC * keep_WBT[j, ..., None].to(dy_BTC.dtype)
+            dx_BPC[:, j : j + T].addcmul_(d_BTC, taps_WC[j])
+            dtaps_WC[j] = (d_BTC * x_BPC[:, j : j + T]).sum((0, 1))
+        return dx_BPC, dtaps_WC.t(), None
+
+
+def _tap(x_BPC: Tensor, j: int, T: int, keep_WBT: Tensor | None) -> Tensor:
+    """What tap j reads, zero where that is another document."""
+    x_BTC = x_BPC[:, j : j + T]
+    return x_BTC if keep_WBT is None else x_BTC * keep_WBT[j, ..., None].to(x_BTC.dtype)
