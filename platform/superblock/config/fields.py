@@ -30,10 +30,10 @@ class Limits:
         """The limits in words, for help and error texts; empty when there are none."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        low = f"above {self.above:g}" if self.above is not None else ""
+        low = f"above {self.above:.10g}" if self.above is not None else ""
         if self.minimum is not None:
-            low = f"at least {self.minimum:g}"
-        high = f"at most {self.maximum:g}" if self.maximum is not None else ""
+            low = f"at least {self.minimum:.10g}"
+        high = f"at most {self.maximum:.10g}" if self.maximum is not None else ""
         return " and ".join(part for part in (low, high) if part)
 
     def allow(self, value: object) -> bool:
@@ -124,4 +124,4 @@ def closest(word: object, known: Sequence[str] | Mapping[str, Any]) -> list[str]
 
 
 def _show(value: object) -> str:
-    return str(value.value if isinstance(value, Enum) else value)
+    return "null" if value is None else str(value.value if isinstance(value, Enum) else value)

@@ -35,7 +35,9 @@ class AttentionConfig:
     num_heads: int = knob(4, "query heads", minimum=1)
     num_kv_heads: int = knob(2, "key and value heads; divides num_heads", minimum=1)
     head_dim: int = knob(64, "width of a head", minimum=1, maximum=256)
-    rope_fraction: float = knob(0.25, "share of a head that is rotated; 0 is no position encoding", minimum=0, maximum=1)
+    rope_fraction: float = knob(
+        0.25, "share of a head that is rotated; 0 is no position encoding", minimum=0, maximum=1
+    )
     rope_theta: float = knob(10000.0, "base of the rotary frequencies", above=1)
     output_gate: bool = knob(True, "multiply the output by sigmoid of a projection of the input")
     window: int | None = knob(None, "tokens a query sees, itself included; null is all before it", minimum=1)
@@ -56,7 +58,11 @@ class MoEConfig:
     top_k: int = knob(2, "routed experts a token goes to", minimum=1)
     d_expert: int = knob(128, "hidden width of a routed expert; a multiple of 8", minimum=8)
     d_shared: int = knob(128, "hidden width of the shared expert; 0 is none", minimum=0)
-    score: str = knob("sigmoid", "router score: sigmoid with a balancing bias (DeepSeek-V3) or softmax (Qwen3-Next)", choices=("sigmoid", "softmax"))
+    score: str = knob(
+        "sigmoid",
+        "router score: sigmoid with a balancing bias (DeepSeek-V3) or softmax (Qwen3-Next)",
+        choices=("sigmoid", "softmax"),
+    )
     route_scale: float = knob(1.0, "factor on the routed experts' sum", above=0)
     shared_gate: bool = knob(False, "multiply the shared expert by a learned sigmoid gate (Qwen3-Next)")
     balance_rate: float = knob(1e-3, "step of the selection bias after each optimizer step; 0 turns it off", minimum=0)
@@ -79,7 +85,9 @@ class MTPConfig:
 
     enabled: bool = knob(True, "train the heads")
     depth: int = knob(1, "tokens predicted beyond the next one", minimum=1, maximum=8)
-    last: str = knob("mlp", "head of the last superblock: mlp, or a transformer block as in DeepSeek-V3", choices=("mlp", "block"))
+    last: str = knob(
+        "mlp", "head of the last superblock: mlp, or a transformer block as in DeepSeek-V3", choices=("mlp", "block")
+    )
     d_hidden: int = knob(64, "hidden width of an mlp head", minimum=8)
     d_block: int = knob(256, "hidden width of the feed-forward part of a block head", minimum=8)
     weight: float = knob(0.3, "weight of the multi-token loss in the first two thirds of training", minimum=0)
@@ -99,15 +107,27 @@ class ModelConfig:
     vocab_size: int = knob(4096, "rows of the embedding table; a multiple of 64", minimum=64)
     num_superblocks: int = knob(1, "superblocks", minimum=1)
     max_sequence_length: int = knob(256, "longest training sequence, in tokens", minimum=2)
-    pattern: list[str] = knob(lambda: ["gdn", "gqa"], "mixers of a superblock in order, each followed by a MoE layer", choices=MIXERS)
-    wiring: str = knob("prenorm", "prenorm: every MoE layer has its own norm; literal: the seed's three norms only", choices=("prenorm", "literal"))
+    pattern: list[str] = knob(
+        lambda: ["gdn", "gqa"], "mixers of a superblock in order, each followed by a MoE layer", choices=MIXERS
+    )
+    wiring: str = knob(
+        "prenorm",
+        "prenorm: every MoE layer has its own norm; literal: the seed's three norms only",
+        choices=("prenorm", "literal"),
+    )
     tie_embeddings: bool = knob(False, "one table for embedding and unembedding")
-    embedding_dropout: float = knob(0.0, "dropout after the embedding; the seed's 0.1 pays only when data repeats", minimum=0, maximum=0.9)
+    embedding_dropout: float = knob(
+        0.0, "dropout after the embedding; the seed's 0.1 pays only when data repeats", minimum=0, maximum=0.9
+    )
     norm_eps: float = knob(1e-6, "epsilon of RMSNorm", above=0)
-    init_std: float | None = knob(None, "standard deviation of the initial weights; null is min(0.02, d_model^-0.5)", above=0)
+    init_std: float | None = knob(
+        None, "standard deviation of the initial weights; null is min(0.02, d_model^-0.5)", above=0
+    )
     cross_entropy_chunk: int = knob(1024, "tokens whose logits exist at the same time", minimum=1)
     final_z_loss: float = knob(0.0, "weight of the squared log-sum-exp of the output logits", minimum=0)
-    expect_params: float | None = knob(None, "refuse to build unless the parameter count is within 0.5 % of this", above=0)
+    expect_params: float | None = knob(
+        None, "refuse to build unless the parameter count is within 0.5 % of this", above=0
+    )
     gdn: DeltaNetConfig = section(DeltaNetConfig, "Gated DeltaNet")
     gqa: AttentionConfig = section(AttentionConfig, "grouped-query attention")
     moe: MoEConfig = section(MoEConfig, "mixture of experts")

@@ -33,16 +33,23 @@ class RunConfig:
     tracking: TrackingConfig = section(TrackingConfig, "MLflow")
     evaluation: EvaluationConfig = section(EvaluationConfig, "validation and test")
     seed: int = knob(1, "seed of initial weights, data order and dropout", minimum=0, maximum=2**31 - 1)
-    resume: str = knob("none", "none: a new run; auto: continue the newest interrupted run of this configuration; or a run's name")
-    name: str | None = knob(None, "name of the run's folder below runs/; null makes one from stage, scale, seed and time")
+    resume: str = knob(
+        "none", "none: a new run; auto: continue the newest interrupted run of this configuration; or a run's name"
+    )
+    name: str | None = knob(
+        None, "name of the run's folder below runs/; null makes one from stage, scale, seed and time"
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         import re
 
         if self.trainer.budget is None:
-            yield "trainer.budget", (
-                f"stage {self.stage.name} has no training budget at scale={self.scale.name} "
-                "(it can be planned: `plan`); give one, for example trainer.budget=300steps"
+            yield (
+                "trainer.budget",
+                (
+                    f"stage {self.stage.name} has no training budget at scale={self.scale.name} "
+                    "(it can be planned: `plan`); give one, for example trainer.budget=300steps"
+                ),
             )
         if self.data.sequence_length > self.model.max_sequence_length:
             yield "data.sequence_length", f"is longer than model.max_sequence_length={self.model.max_sequence_length}"

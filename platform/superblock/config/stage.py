@@ -43,5 +43,6 @@ class ScaleConfig:
     experts: int = knob(8, "routed experts per MoE layer", minimum=1)
     top_k: int = knob(2, "experts per token", minimum=1)
     d_expert: int = knob(128, "hidden width of an expert", minimum=8)
+    mtp_last: str = knob("mlp", "prediction head of the last superblock: mlp or block", choices=("mlp", "block"))
     mtp_hidden: int = knob(64, "hidden width of an mlp prediction head", minimum=8)
     mtp_block: int = knob(256, "hidden width of a block prediction head", minimum=8)

@@ -14,8 +14,16 @@ class TrainerConfig:
     budget: str | None = knob(None, f"how long to train: {ALLOWED}")
     batch_size: int = knob(8, "sequences per optimizer step, over all processes and micro-batches", minimum=1)
     micro_batches: int = knob(1, "parts a process's share of the batch is computed in, to save memory", minimum=1)
-    precision: str = knob("bf16", "fp32, bf16 or fp16 (GPU only) for matrix products; norms, gates and losses stay fp32", choices=("fp32", "bf16", "fp16"))
-    strategy: str = knob("auto", "single, ddp, fsdp (torch's FSDP2); auto is single, or fsdp under torchrun", choices=("auto", "single", "ddp", "fsdp"))
+    precision: str = knob(
+        "bf16",
+        "fp32, bf16 or fp16 (GPU only) for matrix products; norms, gates and losses stay fp32",
+        choices=("fp32", "bf16", "fp16"),
+    )
+    strategy: str = knob(
+        "auto",
+        "single, ddp, fsdp (torch's FSDP2); auto is single, or fsdp under torchrun",
+        choices=("auto", "single", "ddp", "fsdp"),
+    )
     accelerator: str = knob("auto", "cpu or gpu; auto takes a GPU if there is one", choices=("auto", "cpu", "gpu"))
     threads: int | None = knob(None, "CPU threads; null is one per core, or 1 per process under torchrun", minimum=1)
     checkpoint_every: str = knob("1 minutes", f"distance between checkpoints: {ALLOWED}")

@@ -1,0 +1,146 @@
+"""The one wrapper around Hydra: from a command line to a checked configuration, or to a short error and exit status 2."""
+
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+from superblock.cli.commands import COMMANDS, STAGE_GROUP, Command, options
+from superblock.config.fields import ConfigError, validate
+
+C = TypeVar("C")
+
+
+def launch(name: str, action: Callable[[Any], None]) -> None:
+    """Composes the configurations that `sys.argv` describes, checks them all, and calls `action` with each.
+
+    There are several only with `--multirun`; they run in order, in this process. Ends the process with status 2 and at
+    most four lines on stderr where a configuration cannot work.
+    """
+    command = COMMANDS[name]
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        from superblock.cli.help import describe
+
+        print(describe(command))
+        return
+    with readable_errors(command):
+        jobs = [(label, configuration(command, composed)) for label, composed in compose(command)]
+        for number, (label, config) in enumerate(jobs, 1):
+            if len(jobs) > 1:
+                say(f"{number} of {len(jobs)}: {label}")
+            action(config)
+
+
+@contextmanager
+def readable_errors(command: Command) -> Iterator[None]:
+    """Ends the process in four lines where the configuration is at fault; other errors keep their traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        from superblock.cli.errors import explain, four_lines
+
+        text = explain(error, command, sys.argv[1:])
+        if text is None:
+            raise
+        if is_first_process():
+            print(four_lines(text), file=sys.stderr)
+        sys.exit(2)
+
+
+def say(text: str) -> None:
+    """Prints a line at once, from the first process only."""
+    if is_first_process():
+        print(text, flush=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a machine that speaks; torchrun numbers them."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def compose(command: Command) -> list[tuple[str, Any]]:
+    """What Hydra makes of `sys.argv`: the overrides and the configuration of each job.
+
+    There is none where Hydra was asked for something else: `--cfg`, `--info` or completion.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    _check(command, _arguments())
+    register(command)
+    jobs: list[tuple[str, Any]] = []
+
+    def keep(composed: Any) -> None:
+        jobs.append((" ".join(HydraConfig.get().overrides.task), composed))
+
+    with _plain_errors():
+        hydra.main(version_base="1.3", config_path="pkg://superblock.conf", config_name=command.name)(keep)()
+    return jobs
+
+
+def configuration(command: Command, composed: Any) -> Any:
+    """The checked dataclass of what Hydra composed.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, command.config)
+    validate(config)
+    return config
+
+
+def register(command: Command) -> None:
+    """Tells Hydra the types of a command's configuration, and the stages, whose files are not below `conf`."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    store = ConfigStore.instance()
+    store.store(name=f"{command.name}_schema", node=command.config)
+    for option in options(STAGE_GROUP).values():
+        store.store(group=STAGE_GROUP, name=option.name, node=OmegaConf.create(option.file.read_text()))
+
+
+def _arguments() -> Any:
+    from hydra._internal.utils import get_args_parser
+
+    parser: ArgumentParser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    return parser.parse_args()
+
+
+def _refuse(message: str) -> NoReturn:
+    """argparse would print a page of Hydra's flags."""
+    if message.startswith("unrecognized arguments"):
+        flag = message.rpartition(": ")[2].split()[0]
+        raise ConfigError(f"{flag}: there is no such flag; settings are written key=value, without dashes")
+    raise ConfigError(message.removeprefix("argument "))
+
+
+def _check(command: Command, arguments: Any) -> None:
+    from superblock.cli.overrides import check
+
+    if arguments.multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("--multirun: runs one process at a time; under torchrun give one value per key")
+    if not arguments.shell_completion:
+        check(command, arguments.overrides, multirun=arguments.multirun)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Has Hydra raise what went wrong instead of printing it and exiting."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before

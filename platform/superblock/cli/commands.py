@@ -1,0 +1,112 @@
+"""The commands, and what each can be told: its configuration, its groups and their options. No heavy import."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+import yaml
+
+from superblock.config.run import GenerateConfig, PlanConfig, RunConfig, UiConfig
+
+STAGE_GROUP = "stage"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the console script; its module is `superblock.cli.<name>`, its defaults are `conf/<name>.yaml`."""
+
+    name: str
+    config: type
+    summary: str
+    examples: tuple[tuple[str, str], ...]
+    """Overrides and what they do."""
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "run",
+            RunConfig,
+            "train, evaluate and track one stage",
+            (
+                ("", "one superblock on the standard library's source text, minutes on a laptop"),
+                ("stage=mvp2 optim=muon", "three superblocks, another optimizer"),
+                ("scale=mini trainer.budget=100steps", "a few seconds"),
+                ("data=text data.path='notes/**/*.md'", "your own text"),
+                ("--multirun seed=1,2,3 scale=mini", "three runs, one after the other"),
+                ("resume=auto", "continue the newest interrupted run of this configuration"),
+            ),
+        ),
+        Command(
+            "generate",
+            GenerateConfig,
+            "continue a text with a trained model",
+            (
+                ("", "continue 'def ' with the newest run's model"),
+                ("run=mvp2 prompt='import ' temperature=0", "the newest run of a stage, the likeliest text"),
+                ("samples=3 max_tokens=80 seed=7", "three texts"),
+            ),
+        ),
+        Command(
+            "plan",
+            PlanConfig,
+            "count a model's parameters, FLOPs and bytes without building it",
+            (
+                ("stage=mvp4 scale=full", "the 235-billion-parameter model"),
+                ("stage=mvp2 check=true", "compare the closed forms with the model on torch's meta device"),
+            ),
+        ),
+        Command(
+            "ui",
+            UiConfig,
+            "open MLflow on the runs of this folder",
+            (
+                ("", "serve ./mlflow.db on port 5000"),
+                ("tracking.port=5001", "another port"),
+            ),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice of a group, such as `stage=mvp2`."""
+
+    name: str
+    meaning: str
+    file: Traversable
+
+
+@cache
+def options(group: str) -> dict[str, Option]:
+    """The choices of a group by name, in the order of the names. The first line of each file says what it is."""
+    folder = files("superblock.stages") if group == STAGE_GROUP else files("superblock.conf").joinpath(group)
+    found = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    names = {f.name.removesuffix(".yaml"): f for f in found}
+    return {name: Option(name, _first_line(f), f) for name, f in names.items()}
+
+
+@cache
+def groups(command: str) -> dict[str, str]:
+    """The groups a command composes, with the option each has by default."""
+    defaults = yaml.safe_load(files("superblock.conf").joinpath(f"{command}.yaml").read_text())["defaults"]
+    entries = [next(iter(entry.items())) for entry in defaults if isinstance(entry, dict)]
+    return {key: value for key, value in entries if not key.startswith("override ")}
+
+
+def sections(config: type, prefix: str = "") -> Iterator[str]:
+    """The keys that hold other keys, such as `model` and `model.gdn`."""
+    for f in fields(config):
+        make: Any = f.default_factory
+        if is_dataclass(make):
+            yield f"{prefix}{f.name}"
+            yield from sections(make, f"{prefix}{f.name}.")
+
+
+def _first_line(file: Traversable) -> str:
+    return file.read_text().partition("\n")[0].removeprefix("#").strip()

@@ -1,0 +1,60 @@
+"""What `--help` prints: the groups with their options, and every key with its default, its meaning and its limits."""
+
+import shutil
+import textwrap
+from collections.abc import Iterator
+
+from superblock.cli.commands import Command, groups, options
+from superblock.config.fields import FieldDoc, document
+
+FLAGS = (
+    ("--cfg job", "print the configuration this command line makes, and stop; with --resolve without ${...}"),
+    ("--multirun", "one run after the other for every combination of values such as seed=1,2,3"),
+    ("--info", "print what Hydra knows about where the configuration comes from"),
+    ("--help", "this text"),
+)
+
+
+def describe(command: Command) -> str:
+    """The whole help text of a command."""
+    width = max(80, min(140, shutil.get_terminal_size().columns))
+    return "\n".join(_lines(command, width))
+
+
+def _lines(command: Command, width: int) -> Iterator[str]:
+    yield f"superblock {command.name}: {command.summary}"
+    yield ""
+    yield f"usage: superblock {command.name} [group=option ...] [key=value ...]"
+    yield f"       python -m platform.{command.name} ...        (the same, from the root of the repository)"
+    if groups(command.name):
+        yield from ("", "groups, as group=option; * is the default")
+    for group, default in groups(command.name).items():
+        for option in options(group).values():
+            mark = "*" if option.name == default else " "
+            yield from _row(f"  {group}={option.name}{mark}", option.meaning, 24, width)
+    yield from ("", "keys, as key=value")
+    for doc in document(command.config):
+        yield from _row(f"  {doc.key}", f"{doc.meaning} [{_limits(doc)}]", 32, width)
+    yield from ("", "flags")
+    for flag, meaning in FLAGS:
+        yield from _row(f"  {flag}", meaning, 24, width)
+    yield from ("", "examples")
+    for overrides, meaning in command.examples:
+        yield f"  superblock {command.name} {overrides}".rstrip() + f"    # {meaning}"
+
+
+def _limits(doc: FieldDoc) -> str:
+    default = (
+        "null" if doc.default is None else str(doc.default).lower() if isinstance(doc.default, bool) else doc.default
+    )
+    if doc.default == "":
+        default = "''"
+    parts = [doc.type.replace(" | None", " or null"), f"default {default}", doc.allowed]
+    return "; ".join(str(part) for part in parts if part)
+
+
+def _row(left: str, right: str, column: int, width: int) -> Iterator[str]:
+    first, *rest = textwrap.wrap(right, width - column) or [""]
+    yield f"{left:<{column}}{first}" if len(left) < column else f"{left}  {first}"
+    for line in rest:
+        yield " " * column + line
