@@ -13,7 +13,7 @@ def visible(
 
     A query sees keys j <= i of its own document, and of those only the last `window`, itself included.
     """
-    if T == 1 and S == query_start + 1 and (window is None or window >= S):
+    if T == 1 and query_start + 1 == S and (window is None or window >= S):
         return None
     query_T1 = torch.arange(query_start, query_start + T, device=device)[:, None]
     key_S = torch.arange(S, device=device)

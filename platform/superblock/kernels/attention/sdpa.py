@@ -25,8 +25,9 @@ def sdpa(
         k_BGSK, v_BGSK, repeats = k_BGSK.repeat_interleave(repeats, 1), v_BGSK.repeat_interleave(repeats, 1), 1
     # torch's is_causal aligns the triangle at the top left, so it is right only where queries and keys start together
     causal = plain_causal(T, S, pack=pack, window=window, query_start=query_start)
-    place = dict(pack=pack, window=window, query_start=query_start, device=q_BTHK.device)
-    mask = None if causal else visible(T, S, **place)
+    mask = None
+    if not causal:
+        mask = visible(T, S, pack=pack, window=window, query_start=query_start, device=q_BTHK.device)
     o_BHTK = F.scaled_dot_product_attention(
         q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=causal, enable_gqa=repeats > 1
     )

@@ -186,12 +186,12 @@ class _ChunkedRule(torch.autograd.Function):
 
 
 def _to_chunks(x_BTH: Tensor, C: int, dtype: torch.dtype) -> Tensor:
-    """[B, T, H, ...] of any strides to contiguous [N, B, H, C, ...], zeros behind the last token (they change nothing)."""
+    """[B, T, H, ...] of any strides to a contiguous copy [N, B, H, C, ...], zeros behind the last token (they change nothing)."""
     T = x_BTH.shape[1]
     if T % C:
         x_BTH = F.pad(x_BTH, (0, 0) * (x_BTH.dim() - 2) + (0, -T % C))
     x_NBHC = x_BTH.unflatten(1, (-1, C)).movedim((1, 2), (0, 3))
-    return x_NBHC.to(dtype, memory_format=torch.contiguous_format).contiguous()
+    return torch.empty(x_NBHC.shape, dtype=dtype, device=x_BTH.device).copy_(x_NBHC)
 
 
 def _from_chunks(x_NBHC: Tensor, T: int) -> Tensor:

@@ -23,28 +23,15 @@ def causal_conv(
     """
     B, T, C = x_BTC.shape
     W = weight_CW.shape[1]
-    before = x_BTC.new_zeros(B, W - 1, C) if state_BWC is None else state_BWC.to(x_BTC.dtype)
-    x_BPC = torch.cat([before, x_BTC], dim=1)
-    keep_LBT = None if pack is None or pack.whole_rows else _same_document(pack, W)
-    y_BTC = _ShiftAdd.apply(x_BPC, weight_CW.to(x_BTC.dtype), keep_LBT)
-    state = x_BPC[:, T:]
-    if keep_LBT is not None:
-        state = state * _continues_to_end(pack, W)[..., None].to(x_BTC.dtype)
-    return F.silu(y_BTC), state
-
-
-def _same_document(pack: PackInfo, W: int) -> Tensor:
-    """[W, B, T]: whether the token that tap j reads belongs to the document of token t; the state belongs to the first."""
-    doc_BT = pack.doc_ids_BT
-    doc_BP = torch.cat([doc_BT[:, :1].expand(-1, W - 1), doc_BT], dim=1)
-    return torch.stack([doc_BP[:, j : j + doc_BT.shape[1]] == doc_BT for j in range(W)])
-
-
-def _continues_to_end(pack: PackInfo, W: int) -> Tensor:
-    """[B, W-1]: whether each of the last inputs belongs to the document alive at the end of its row."""
-    doc_BT = pack.doc_ids_BT
-    doc_BP = torch.cat([doc_BT[:, :1].expand(-1, W - 1), doc_BT], dim=1)
-    return doc_BP[:, doc_BT.shape[1] :] == doc_BT[:, -1:]
+    before_BWC = x_BTC.new_zeros(B, W - 1, C) if state_BWC is None else state_BWC.to(x_BTC.dtype)
+    x_BPC = torch.cat([before_BWC, x_BTC], dim=1)
+    state_BWC = x_BPC[:, T:]
+    keep_WBT = None
+    if pack is not None and not pack.whole_rows:
+        doc_BP = torch.cat([pack.doc_ids_BT[:, :1].expand(-1, W - 1), pack.doc_ids_BT], dim=1)
+        keep_WBT = torch.stack([doc_BP[:, j : j + T] == doc_BP[:, W - 1 :] for j in range(W)])
+        state_BWC = state_BWC * (doc_BP[:, T:] == doc_BP[:, -1:])[..., None].to(x_BTC.dtype)
+    return F.silu(_ShiftAdd.apply(x_BPC, weight_CW.to(x_BTC.dtype), keep_WBT)), state_BWC
 
 
 class _ShiftAdd(torch.autograd.Function):

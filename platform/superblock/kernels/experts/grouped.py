@@ -19,7 +19,7 @@ def grouped(x_ND: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, index_Nk: Tens
         return x_ND.to(dtype)
     order = index_Nk.flatten().argsort(stable=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(N * k, device=order.device))
-    # counted by comparison: bincount is not deterministic on CUDA
+    # counted by comparison: bincount waits for the GPU
     experts_E1 = torch.arange(len(gate_up_E2FD), device=order.device)[:, None]
     ends_E = (index_Nk.flatten() == experts_E1).sum(1).cumsum(0).to(torch.int32)
     rows = x_ND.to(dtype)[order // k]

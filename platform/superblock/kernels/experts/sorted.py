@@ -3,6 +3,7 @@
 Legend: N tokens, D model width, E experts, F expert width, k experts per token, P rows: N * k and padding.
 """
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -103,7 +104,7 @@ class _SortedExperts(torch.autograd.Function):
 
 def _filled(ends: list[int]) -> list[tuple[int, slice]]:
     """The experts that have rows, and which."""
-    return [(e, slice(*span)) for e, span in enumerate(zip(ends, ends[1:], strict=False)) if span[0] < span[1]]
+    return [(e, slice(*span)) for e, span in enumerate(pairwise(ends)) if span[0] < span[1]]
 
 
 def _combine(rows_PD: Tensor, place_Nk: Tensor, weight_Nk: Tensor | None) -> Tensor:
