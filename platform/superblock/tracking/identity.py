@@ -1,0 +1,148 @@
+"""What is known about a run when it starts: its identity on disk, its labels, and the settings it is compared by."""
+
+import colorsys
+import getpass
+import os
+import socket
+import time
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import yaml
+
+from superblock.config.run import RunConfig, fingerprint
+from superblock.tracking.files import read_json, write_json
+from superblock.tracking.provenance import Code, Hardware, command_line, versions
+from superblock.tracking.store import without_password
+
+IDENTITY_FILE = "run.json"
+STATUS_FILE = "status.json"
+STAGE_COLORS = {"mvp1": "#4c78a8", "mvp2": "#f58518", "mvp3": "#54a24b", "mvp4": "#b279a2"}
+NOT_COMPARED = (
+    "tracking.", "name", "resume", "stage.", "scale.", "data.cache_dir", "data.workers", "trainer.progress",
+    "trainer.keep_last", "trainer.log_every", "trainer.checkpoint_every", "evaluation.samples", "evaluation.sample_tokens",
+)  # fmt: skip
+"""Settings that two runs need not share to be comparable; all of them are in `config.yaml`."""
+
+
+def write_identity(config: RunConfig, folder: Path, name: str, suite: str, *, resume: bool) -> int:
+    """Writes `run.json` and marks the run as running; returns the number of this start, from 1.
+
+    A resumed run keeps its identity, its MLflow run included. Starting anew in a used folder makes a new identity.
+    """
+    old = read_json(folder / IDENTITY_FILE) if resume else {}
+    starts = int(old.get("starts", 0)) + 1
+    fresh = {"uid": uuid.uuid4().hex, "started": time.time(), "name": name}
+    known = {
+        "stage": config.stage.name,
+        "scale": config.scale.name,
+        "arm": config.tracking.arm,
+        "seed": config.seed,
+        "suite": suite,
+        "fingerprint": fingerprint(config),
+        "experiment": config.tracking.experiment,
+        "starts": starts,
+    }
+    write_json(folder / IDENTITY_FILE, {**fresh, **old, **known})
+    write_status(folder, "RUNNING")
+    return starts
+
+
+def write_status(folder: Path, status: str) -> None:
+    """Notes the run's state and the process that is responsible for it, so that a killed one can be told from a live one."""
+    import psutil
+
+    owner = {"pid": os.getpid(), "process_started": psutil.Process().create_time(), "host": socket.gethostname()}
+    write_json(folder / STATUS_FILE, {"status": status, "time": time.time(), **owner})
+
+
+def identity_tags(config: RunConfig, suite: str) -> dict[str, str]:
+    """The tags that runs are grouped by, and those MLflow itself understands."""
+    return {
+        "stage": config.stage.name,
+        "scale": config.scale.name,
+        "arm": config.tracking.arm,
+        "seed": str(config.seed),
+        "suite": suite,
+        "fingerprint": fingerprint(config),
+        "host": socket.gethostname(),
+        "mlflow.runColor": stage_color(config.stage.name),
+        "mlflow.user": _user(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": command_line(),
+    }
+
+
+def provenance_tags(code: Code, machine: Hardware) -> dict[str, str]:
+    """Commit, machine and versions as tags, so that the list of runs can be filtered by them."""
+    found = versions()
+    tags = {f"version.{name}": found[name] for name in ("python", "torch", "superblock") if name in found}
+    tags |= {"hardware": machine.describe(), "hardware.fingerprint": machine.fingerprint}
+    if code.commit:
+        dirty = str(code.dirty).lower()
+        tags |= {"mlflow.source.git.commit": code.commit, "mlflow.source.git.branch": code.branch, "git.dirty": dirty}
+    return tags
+
+
+def note(config: RunConfig, folder: Path, code: Code, machine: Hardware) -> str:
+    """The run's description in MLflow, as Markdown."""
+    commit = (
+        f"`{code.commit[:12]}`{' with uncommitted changes' if code.dirty else ''}" if code.commit else "not under git"
+    )
+    lines = [
+        f"**{config.stage.title or config.stage.name}** at scale `{config.scale.name}`, seed {config.seed}",
+        config.stage.purpose,
+        f"- command: `{command_line()}`\n- folder: `{folder}`\n- code: {commit}\n- machine: {machine.describe()}",
+    ]
+    return "\n\n".join(line for line in lines if line)
+
+
+def compared_settings(config: RunConfig) -> dict[str, str]:
+    """The flat settings, under the keys a user types, that two runs are compared by."""
+    flat = _flatten(asdict(config))
+    chosen = {key: show(value) for key, value in flat.items() if not key.startswith(NOT_COMPARED)}
+    return {"stage": config.stage.name, "scale": config.scale.name, **chosen}
+
+
+def config_yaml(config: RunConfig) -> str:
+    """The whole resolved configuration; a password in `tracking.uri` is left out."""
+    plain = asdict(config)
+    plain["tracking"]["uri"] = without_password(config.tracking.uri)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def stage_color(stage: str) -> str:
+    """The colour of a stage's runs in every chart; stages of a user's own get one that depends on the name."""
+    if stage in STAGE_COLORS:
+        return STAGE_COLORS[stage]
+    red, green, blue = colorsys.hls_to_rgb(crc32(stage.encode()) % 360 / 360, 0.45, 0.5)
+    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
+
+
+def show(value: object) -> str:
+    """A value as it would be typed on the command line."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(show(item) for item in value) + "]"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without an entry in the password file
+        return "unknown"

@@ -1,0 +1,148 @@
+"""Which MLflow store a configuration means, and its first use.
+
+`mlflow` is imported inside the functions that need it: it costs about two seconds, which training must not wait for.
+"""
+
+import logging
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from superblock.config.fields import ConfigError
+from superblock.config.tracking import TrackingConfig
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PRIMARY_METRIC = "test/bits_per_byte"
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.experiment.primaryMetric.name": PRIMARY_METRIC,
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
+    "mlflow.note.content": (
+        "Runs of the superblock platform, one per training, all on one level. Group them by the tags `stage`, `scale` "
+        "or `arm`; seeds of a group are then averaged. Curves have one section per prefix; single results are bars."
+    ),
+}
+_ENVIRONMENT = {
+    # With MLflow's own values a dead server holds a single call for four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def store_uri(config: TrackingConfig, folder: Path | None = None) -> str | None:
+    """The absolute address of the store; None for `tracking=none`.
+
+    Args:
+        config: where results go.
+        folder: what relative paths start from; by default the current folder.
+
+    Raises:
+        ConfigError: if `tracking.uri` is not an address that MLflow can take.
+    """
+    if config.store == "none":
+        return None
+    if config.store == "server":
+        if not config.uri or urlsplit(config.uri).scheme not in ("http", "https"):
+            raise ConfigError(
+                f"tracking.uri={config.uri}: tracking=server needs an address such as http://127.0.0.1:5000"
+            )
+        return config.uri.rstrip("/")
+    text = config.uri or "sqlite:///mlflow.db"
+    if not text.startswith("sqlite:///") or text == "sqlite:///":
+        raise ConfigError(f"tracking.uri={text}: tracking=sqlite needs a file such as sqlite:///mlflow.db")
+    return f"sqlite:///{((folder or Path.cwd()) / text.removeprefix('sqlite:///')).resolve().as_posix()}"
+
+
+def database_path(uri: str) -> Path | None:
+    """The file behind a SQLite address; None for a server."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def artifact_folder(database: Path) -> Path:
+    """Where the artifacts of a local store go. Never `mlruns`, which MLflow takes for a store of an older kind."""
+    return database.parent / "runs" / "artifacts"
+
+
+def without_password(uri: str | None) -> str | None:
+    """An address that can be shown and recorded."""
+    parts = urlsplit(uri or "")
+    if not parts.username and not parts.password:
+        return uri
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"***@{host}"))
+
+
+def find_experiment(database: Path, name: str) -> str | None:
+    """The id of an experiment in a local store, read without MLflow; None if there is none."""
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=20)) as connection:
+        try:
+            row = connection.execute("SELECT experiment_id FROM experiments WHERE name = ?", (name,)).fetchone()
+        except sqlite3.OperationalError:  # the file exists, its tables do not yet
+            return None
+    return str(row[0]) if row else None
+
+
+def prepare_environment() -> None:
+    """Short timeouts and no telemetry, unless the user has set them. To be called before MLflow is imported."""
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
+def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
+    """A client and the id of the experiment, both made on first use.
+
+    Several processes may come here at once with no database yet: each migrates the schema under a file lock, because
+    MLflow itself lets them collide.
+
+    Raises:
+        mlflow.exceptions.MlflowException: if the store cannot be reached, or was written by a newer MLflow.
+    """
+    prepare_environment()
+    from filelock import FileLock
+    from mlflow import MlflowClient
+
+    database = database_path(uri)
+    if database is None:
+        client = MlflowClient(tracking_uri=uri)
+        return client, _experiment_id(client, experiment, None)
+    artifacts = artifact_folder(database)
+    artifacts.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(artifacts.parent / f".{database.name}.lock", timeout=120):
+        _create_tables(uri, artifacts)
+        client = MlflowClient(tracking_uri=uri)
+        return client, _experiment_id(client, experiment, artifacts.as_uri())
+
+
+def _create_tables(uri: str, artifacts: Path) -> None:
+    """Brings a new database to the current schema; its first experiment must not point at a folder `mlruns`."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for name in ("mlflow.store.db.utils", "alembic"):  # a line per migration, some fifty
+        logging.getLogger(name).setLevel(logging.WARNING)
+    SqlAlchemyStore(uri, artifacts.as_uri())
+
+
+def _experiment_id(client: "MlflowClient", name: str, artifact_location: str | None) -> str:
+    """The experiment's id; makes the experiment, or restores a deleted one."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location, tags=EXPERIMENT_TAGS))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another run was faster
+            assert found is not None
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
