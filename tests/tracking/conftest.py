@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from superblock.config.run import RunConfig
 from superblock.config.tracking import TrackingConfig
 from superblock.tracking.run import Tracker
@@ -51,7 +52,7 @@ def start(config: RunConfig, workplace: Path) -> Callable[..., Tracker]:
 
 
 @pytest.fixture
-def client(workplace: Path):  # noqa: ANN201 - the type would import MLflow for every test
+def client(workplace: Path):
     """A client of the store in the current folder."""
     return open_store(f"sqlite:///{workplace}/mlflow.db", "superblock")[0]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from superblock.config.run import RunConfig
 from superblock.tracking.files import read_json
 from superblock.tracking.identity import compared_settings, stage_color
@@ -19,11 +20,11 @@ from superblock.tracking.spool import metric_history, read_spool
 Start = Callable[..., Tracker]
 
 
-def history(client, run_id: str, key: str) -> list[tuple[int, float]]:  # noqa: ANN001
+def history(client, run_id: str, key: str) -> list[tuple[int, float]]:
     return sorted((m.step, m.value) for m in client.get_metric_history(run_id, key))
 
 
-def test_a_whole_run(start: Start, client, config: RunConfig, workplace: Path) -> None:  # noqa: ANN001
+def test_a_whole_run(start: Start, client, config: RunConfig, workplace: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
@@ -73,7 +74,7 @@ def test_a_whole_run(start: Start, client, config: RunConfig, workplace: Path) -
     assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "test/bits_per_byte"
 
 
-def test_resume_continues_the_same_run(start: Start, client, config: RunConfig) -> None:  # noqa: ANN001
+def test_resume_continues_the_same_run(start: Start, client, config: RunConfig) -> None:
     first = start()
     for step in range(1, 9):
         first.metrics({"train/loss": step}, step)
@@ -106,7 +107,7 @@ def test_resume_continues_the_same_run(start: Start, client, config: RunConfig) 
     assert {"config.yaml", "config-2.yaml"} <= {f.path for f in client.list_artifacts(run_id)}
 
 
-def test_starting_anew_in_a_used_folder_is_another_run(start: Start, client) -> None:  # noqa: ANN001
+def test_starting_anew_in_a_used_folder_is_another_run(start: Start, client) -> None:
     first = start()
     first.finish("FINISHED")
     first_id = first.mlflow_run_id
@@ -115,7 +116,7 @@ def test_starting_anew_in_a_used_folder_is_another_run(start: Start, client) -> 
     assert second.mlflow_run_id != first_id
 
 
-def test_a_run_deleted_in_mlflow_is_recorded_anew(start: Start, client) -> None:  # noqa: ANN001
+def test_a_run_deleted_in_mlflow_is_recorded_anew(start: Start, client) -> None:
     first = start()
     first.metrics({"a": 1}, 1)
     first.finish("KILLED")
@@ -131,14 +132,14 @@ def test_a_run_deleted_in_mlflow_is_recorded_anew(start: Start, client) -> None:
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
 )
-def test_status_is_what_happened(start: Start, client, error: type[BaseException], status: str) -> None:  # noqa: ANN001
+def test_status_is_what_happened(start: Start, client, error: type[BaseException], status: str) -> None:
     with pytest.raises(error), start() as tracker:
         raise error
     assert client.get_run(tracker.mlflow_run_id).info.status == status
     assert read_json(tracker.run_folder / "status.json")["status"] == status
 
 
-def test_values_that_are_not_finite(start: Start, client) -> None:  # noqa: ANN001
+def test_values_that_are_not_finite(start: Start, client) -> None:
     with start() as tracker:
         tracker.metrics({"train/loss": 2.0}, 1)
         tracker.metrics({"train/loss": math.inf, "train/grad": math.nan}, 2)
@@ -150,7 +151,7 @@ def test_values_that_are_not_finite(start: Start, client) -> None:  # noqa: ANN0
     assert metric_history(tracker.run_folder)["train/loss"][1] == (2, math.inf)
 
 
-def test_limits(start: Start, client, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: ANN001
+def test_limits(start: Start, client, capsys: pytest.CaptureFixture[str]) -> None:
     with start() as tracker:
         tracker.params({"long": "x" * 7000, "odd@key": 1, **{f"p{i}": i for i in range(250)}})
         tracker.tags({"long": "y" * 9000})
@@ -173,11 +174,16 @@ def test_compared_settings(config: RunConfig) -> None:
     assert not any(key.startswith(("tracking", "data.cache_dir", "scale.")) for key in settings)
 
 
-def test_password_is_not_recorded(start: Start, config: RunConfig) -> None:
+def test_password_is_not_recorded(start: Start, config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     config.tracking.store, config.tracking.uri = "server", "http://me:hunter2@127.0.0.1:9"
     config.tracking.timeout_seconds = 0
     tracker = start()
+    shown = ""
+    while "cannot deliver" not in shown:
+        time.sleep(0.05)
+        shown += capsys.readouterr().err
     tracker.finish("FINISHED")
+    assert "hunter2" not in shown + capsys.readouterr().err
     for path in tracker.run_folder.rglob("*.*"):
         assert "hunter2" not in path.read_text(errors="replace"), path
 

@@ -9,6 +9,7 @@ has both.
 import json
 import logging
 import math
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -74,9 +75,8 @@ class Sender(threading.Thread):
     def run(self) -> None:
         """Delivers, pauses, delivers; pauses grow while the store is away."""
         prepare_environment()
-        logging.getLogger("urllib3.connectionpool").setLevel(
-            logging.ERROR
-        )  # a warning per retry would flood the screen
+        # a warning per retry would flood the screen
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         failures = 0
         self._closing.wait(self.flush_seconds)
         while True:
@@ -121,7 +121,7 @@ class Sender(threading.Thread):
 
     def _note_failure(self, error: Exception) -> None:
         if self.failure is None:
-            reason = cut(" ".join(str(error).split()) or type(error).__name__, 160)
+            reason = _one_line(error)
             self.report(
                 f"tracking: cannot deliver to {without_password(self.uri)}: {reason}\n"
                 f"tracking: training goes on; values wait in {self._spool}"
@@ -232,7 +232,7 @@ class Sender(threading.Thread):
     def _refuse(self, what: str, error: Exception) -> None:
         self.refused += 1
         if self.refused == 1:
-            self.report(f"tracking: MLflow does not take {what}: {cut(' '.join(str(error).split()), 160)}")
+            self.report(f"tracking: MLflow does not take {what}: {_one_line(error)}")
 
 
 def deliver(folder: Path, config: TrackingConfig, *, timeout: float, report: Callable[[str], None] = to_stderr) -> int:
@@ -282,6 +282,12 @@ def _points(events: Iterator[Event], after: int) -> Iterator[tuple[str, int]]:
     for event in events:
         if event.kind == "metrics" and event.data["step"] > after:
             yield from ((key, event.data["step"]) for key in event.data["values"])
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong, without the password that an address in the text may hold."""
+    text = re.sub(r"//[^/@\s]+@", "//***@", " ".join(str(error).split()))
+    return cut(text or type(error).__name__, 160)
 
 
 def _merged(events: list[Event]) -> dict[str, str]:
