@@ -163,8 +163,8 @@ def named_layers(config: ModelConfig) -> list[NamedLayer]:
 
 
 def layers_per_superblock(config: ModelConfig) -> int:
-    """Norm, mixer and MoE for each mixer of the pattern, then the head and its norm: 8 for the seed's pattern."""
-    return 3 * len(config.pattern) + (2 if config.mtp.enabled else 0)
+    """Norm, mixer and MoE for each mixer of the pattern, a norm and, if enabled, the head: 8 for the seed's pattern."""
+    return 3 * len(config.pattern) + (2 if config.mtp.enabled else 1)
 
 
 def _rows(c: ModelConfig) -> Iterator[Row]:
@@ -183,8 +183,7 @@ def _rows(c: ModelConfig) -> Iterator[Row]:
         )  # fmt: skip
         total, active, flops = _moe(D, c.moe, own_norm=c.wiring == "prenorm")
         yield Row("MoE FFN", place + r"moe\.", total, active, flops, copies=S, layer=first + 2)
-    if c.mtp.enabled:
-        yield from _head_rows(c, 3 * len(c.pattern) + 1)
+    yield from _head_rows(c, 3 * len(c.pattern) + 1)
     yield Row("Final RMSNorm", r"norm\.", D, D, 0)
     if not tied:
         yield Row("Unembedding", r"unembedding\.", V * D, V * D, 2 * V * D)
@@ -193,6 +192,8 @@ def _rows(c: ModelConfig) -> Iterator[Row]:
 def _head_rows(c: ModelConfig, layer: int) -> Iterator[Row]:
     S, K = c.num_superblocks, c.mtp.depth
     yield Row("RMSNorm", r"heads\.\d+\.norm\.", c.d_model, c.d_model, 0, copies=S, layer=layer, head=True)
+    if not c.mtp.enabled:
+        return
     blocks = 1 if c.mtp.last == "block" else 0
     if blocks < S:
         parameters, matrices = _mtp_mlp(c)
