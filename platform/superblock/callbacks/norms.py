@@ -1,6 +1,6 @@
-"""Sizes of gradients, parameters and updates."""
+"""Sizes of gradients, parameters, updates and recurrent states."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from superblock.callbacks.base import is_due, to_floats
+from superblock.models.batch import Batch
+from superblock.models.cache import Cache, DeltaState
 
 SAMPLE = 4096
 """Elements of each parameter that are copied to see how far a step moves them; a full copy would cost a third of
@@ -20,6 +22,8 @@ class Norms(Callback):
 
     The update ratio |w_after - w_before| / |w_before| is taken on every n-th element of each parameter, weighted by n:
     exact for parameters of up to 4096 elements. About 1e-3 is healthy early in training; it falls with the rate.
+
+    At each validation it also records how large the delta rule's states are after one sequence of the split.
     """
 
     def __init__(self) -> None:
@@ -34,13 +38,13 @@ class Norms(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not is_due(pl_module) or not self._before:
             return
-        moved, size = 0.0, 0.0
+        moved = size = torch.zeros((), dtype=torch.float64, device=pl_module.device)
         for (before, stride), (after, _) in zip(self._before, _samples(pl_module.model), strict=True):
-            moved = moved + stride * (after - before).double().square().sum()
+            moved = moved + stride * (after.double() - before.double()).square().sum()
             size = size + stride * before.double().square().sum()
         self._before = []
-        parameters = sum(p.double().square().sum() for p in _local_parameters(pl_module.model))
-        squares = torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in (parameters, moved, size)])
+        parameters = torch.stack([p.double().square().sum() for p in _local_parameters(pl_module.model)]).sum()
+        squares = torch.stack([parameters, moved, size])
         if any(isinstance(p, DTensor) for p in pl_module.model.parameters()):
             torch.distributed.all_reduce(squares)  # each process holds its own shard
         parameter_norm, update, weights = squares.sqrt()
@@ -51,6 +55,28 @@ class Norms(Callback):
         }
         if trainer.is_global_zero:
             pl_module.tracker.metrics(to_floats(values), step=pl_module.step)
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        cache = Cache()
+        pl_module.model(batch.input_ids_BT[:1], cache=cache, last_only=True)  # as one document, longer than most
+        states = [s.recurrent_BHKV for s in cache.states.values() if isinstance(s, DeltaState)]
+        values = state_norms([state for state in states if state is not None])
+        if values and trainer.is_global_zero:
+            pl_module.tracker.metrics(values, step=pl_module.step)
+
+
+def state_norms(states: Sequence[Tensor]) -> dict[str, float]:
+    """Size of delta-rule states [B, H, K, V] after a whole sequence, one per layer; empty without such layers."""
+    if not states:
+        return {}
+    rms = torch.stack([state.double().square().mean().sqrt() for state in states])
+    largest = torch.stack([state.double().abs().max() for state in states])
+    return to_floats({"norms/state_rms": rms.mean(), "norms/state_absmax": largest.max()})
 
 
 def _local_parameters(model: torch.nn.Module) -> Iterable[Tensor]:

@@ -22,9 +22,6 @@ class Perplexity(EvaluationCallback):
     def __init__(self, *, train_bytes_per_token: float) -> None:
         super().__init__()
         self.train_bytes_per_token = train_bytes_per_token
-        self.best: float | None = None
-        """Lowest `val/bits_per_byte` of the validations during training."""
-        self.best_step = 0
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self.reset()
@@ -58,13 +55,12 @@ class Perplexity(EvaluationCallback):
         super().on_validation_epoch_end(trainer, pl_module)
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        value = self.results["val/bits_per_byte"]
-        if self.best is None or value < self.best:
-            self.best, self.best_step = value, pl_module.step
+        pl_module.val_bits_per_byte = self.results["val/bits_per_byte"]  # what checkpoints are ranked by
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         for name, loss in pl_module.last_losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + loss.detach().double()
+            value = loss.detach().double()
+            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
         if is_due(pl_module):
             self._record(trainer, pl_module)
@@ -82,16 +78,16 @@ class Perplexity(EvaluationCallback):
             module.tracker.metrics(values, step=module.step)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        if self.best is not None and trainer.is_global_zero:
-            pl_module.tracker.result({"best/val_bits_per_byte": self.best, "best/val_step": float(self.best_step)})
+        best = pl_module.best_val_bits_per_byte
+        if best is not None and trainer.is_global_zero:
+            pl_module.tracker.result({"best/val_bits_per_byte": best})
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         self.on_train_end(trainer, pl_module)  # what an interrupted run reached counts too
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "sums": to_floats(self._sums), "counts": self._counts}
+        return {"sums": to_floats(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
         self._sums = {name: torch.tensor(v, dtype=torch.float64) for name, v in state_dict["sums"].items()}
         self._counts = dict(state_dict["counts"])

@@ -10,7 +10,7 @@ Generate = Callable[[str, int, int], str]
 
 
 class Samples(Callback):
-    """Continues the prompts in turn when training ends and records the texts as `samples.md`.
+    """Continues the prompts in turn when training is complete and records the texts as `samples.md`.
 
     Args:
         generate: continues a prompt; every process calls it, since a sharded model answers only together.
@@ -29,6 +29,8 @@ class Samples(Callback):
         """Prompt and continuation of each text."""
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if pl_module.step < pl_module.total_steps:  # interrupted: the run goes on another time
+            return
         prompts = [self._prompts[i % len(self._prompts)] for i in range(self._count)]
         self.texts = [(p, self._generate(p, self._tokens, self._seed + i)) for i, p in enumerate(prompts)]
         if self.texts and trainer.is_global_zero:

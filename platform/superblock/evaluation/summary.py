@@ -74,7 +74,9 @@ def render(summary: RunSummary, console: Console) -> None:
             line, width=width if label != "checkpoint" else None, soft_wrap=label == "checkpoint", highlight=False
         )
     if summary.splits:
-        console.print(Padding(_quality(summary, ascii_only=console.options.ascii_only), (1, 0, 0, 2)), width=width)
+        console.print(
+            Padding(_quality(summary, ascii_only=console.options.ascii_only), (1, 0, 0, 2), expand=False), width=width
+        )
     console.print(Text("\nNext", style="bold"))
     for command in next_commands(summary):
         console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
@@ -96,9 +98,9 @@ def _facts(s: RunSummary) -> Iterator[tuple[str, str]]:
     if s.tokens_per_second is not None:
         speed.append(f"{s.tokens_per_second:,.0f} tokens/s")
     if s.flops_per_second is not None:
-        speed.append(f"{short(s.flops_per_second)}FLOP/s")
+        speed.append(f"{short(s.flops_per_second / 1e9)} GFLOP/s")
     if s.matmul_share is not None:
-        speed.append(f"{s.matmul_share:.0%} of this device's matrix products")
+        speed.append(f"{s.matmul_share:.0%} of the matmul limit here")
     if speed:
         yield "speed", ", ".join(speed)
     if s.peak_memory_bytes is not None:
@@ -110,22 +112,18 @@ def _facts(s: RunSummary) -> Iterator[tuple[str, str]]:
 def _quality(summary: RunSummary, *, ascii_only: bool) -> Table:
     """One row per split; a reference point is marked where the model needs fewer bits."""
     names = list(dict.fromkeys(name for result in summary.splits.values() for name in result.references))
-    mark = "below" if ascii_only else "✓"
+    mark = "*" if ascii_only else "✓"
     accuracy = any(result.accuracy_top1 is not None for result in summary.splits.values())
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        caption=f"bits per byte; {mark}: the model is below",
-        caption_justify="left",
-    )
-    table.add_column("split")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.caption, table.caption_justify = f"bits per byte; {mark} where the model needs fewer", "left"
+    table.add_column("split", no_wrap=True)
     for title in (
         "perplexity",
         *(["top-1"] if accuracy else []),
         "bits/byte",
         *(REFERENCE_TITLES.get(n, n) for n in names),
     ):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for split, result in summary.splits.items():
         cells = [Text(f"{result.perplexity:,.2f}")]
         if accuracy:
@@ -140,7 +138,7 @@ def _against(value: float, reference: float | None, mark: str) -> Text:
     if reference is None or math.isnan(reference):
         return Text("")
     below = value < reference
-    return Text(f"{reference:.3f} {mark if below else ' ' * len(mark)}", style="green" if below else "")
+    return Text(f"{mark} {reference:.3f}" if below else f"{reference:.3f}", style="green" if below else "")
 
 
 def short(value: float) -> str:

@@ -1,0 +1,109 @@
+"""The closing summary, with everything known and with little."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from superblock.evaluation.summary import RunSummary, SplitResult, next_commands, render, short
+
+
+@pytest.fixture
+def summary() -> RunSummary:
+    references = {"unigram": 2.9, "trigram": 1.674, "xz": 1.586, "best mvp1": 1.40}
+    return RunSummary(
+        name="mvp2-tiny-1",
+        stage="mvp2",
+        scale="tiny",
+        steps=1200,
+        tokens=2_457_600,
+        minutes=6.93,
+        parameters_total=7_540_000,
+        parameters_active=3_210_000,
+        splits={
+            "validation": SplitResult(13.91, 1.511, 0.471, {"unigram": 2.8}),
+            "test": SplitResult(14.25, 1.523, 0.468, references),
+        },
+        tokens_per_second=9876.5,
+        flops_per_second=1.5e11,
+        matmul_share=0.31,
+        peak_memory_bytes=1_500_000_000,
+        checkpoint="runs/mvp2-tiny-1/checkpoints/step-1200",
+        next_stage="mvp3",
+    )
+
+
+def text_of(summary: RunSummary, *, encoding: str = "utf-8", width: int = 140) -> str:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    render(summary, Console(file=file, width=width))
+    file.seek(0)
+    return file.read()
+
+
+def test_everything_known(summary: RunSummary) -> None:
+    text = text_of(summary)
+    for piece in (
+        "mvp2-tiny-1",
+        "7.54M total, 3.21M active",
+        "1,200 steps, 2.46M tokens, 6.9 minutes",
+        "9,876 tokens/s",
+    ):
+        assert piece in text
+    for piece in ("150 GFLOP/s", "31% of", "1.40 GiB", "step-1200", "xz -9e", "46.8%", "14.25", "1.523", "best mvp1"):
+        assert piece in text
+    test_row = next(line for line in text.splitlines() if line.strip().startswith("test"))
+    assert "✓ 1.674" in test_row and "✓ 1.586" in test_row  # 1.523 is below both
+    assert "1.400" in test_row and "✓ 1.400" not in test_row  # and above the previous stage
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_plain_ascii_where_the_output_knows_no_more(summary: RunSummary) -> None:
+    text = text_of(summary, encoding="ascii")
+    text.encode("ascii")
+    assert "* 1.674" in text
+
+
+def test_narrow_output_keeps_every_number(summary: RunSummary) -> None:
+    text = text_of(summary, width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(word in text for word in ("perplexity", "validation", "✓ 1.586", "1.523", "best mvp1"))
+    assert "…" not in text
+
+
+def test_little_known() -> None:
+    summary = RunSummary("r", "mvp1", "mini", 5, 640, 0.1, 900, 800)
+    text = text_of(summary)
+    assert "5 steps" in text and "900 total" in text
+    for missing in ("None", "nan", "speed", "memory", "checkpoint", "perplexity"):
+        assert missing not in text
+
+
+def test_a_reference_that_could_not_be_computed_is_left_empty(summary: RunSummary) -> None:
+    summary.splits["test"].references["xz"] = float("nan")
+    assert "nan" not in text_of(summary)
+
+
+def test_next_commands(summary: RunSummary) -> None:
+    assert next_commands(summary) == [
+        "python -m platform.ui",
+        'python -m platform.generate run=mvp2-tiny-1 prompt="def "',
+        "python -m platform.run stage=mvp3",
+    ]
+    small = dataclasses.replace(summary, scale="mini")
+    assert next_commands(small)[-1] == "python -m platform.run stage=mvp3 scale=mini"
+    assert len(next_commands(dataclasses.replace(summary, next_stage=None))) == 2
+
+
+def test_json_round_trip(summary: RunSummary, tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    for written in (summary, RunSummary("r", "mvp1", "mini", 5, 640, 0.1, 900, 800)):
+        written.save(path)
+        assert RunSummary.load(path) == written
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(812, "812"), (7_540_000, "7.54M"), (235_366_983_936, "235.37B")])
+def test_short_numbers(value: float, expected: str) -> None:
+    assert short(value) == expected
