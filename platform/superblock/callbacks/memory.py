@@ -40,6 +40,11 @@ def peak_bytes() -> int:
 class Memory(Callback):
     """Records resident and peak memory in MiB, and the allocator's peaks on a GPU."""
 
+    @property
+    def peak(self) -> int:
+        """The most memory the process ever held, in bytes."""
+        return peak_bytes()
+
     def values(self, device: torch.device) -> dict[str, float]:
         """What is known about memory now, in MiB."""
         values = {"memory/resident_mib": resident_bytes() / MIB, "memory/peak_mib": peak_bytes() / MIB}

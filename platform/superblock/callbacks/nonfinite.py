@@ -23,8 +23,10 @@ class NonFiniteGuard(Callback):
 
     def __init__(self) -> None:
         self._first: dict[str, Tensor] = {}  # name -> first bad step, or -1
+        self._learning_rate = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._learning_rate = pl_module.config.optim.learning_rate
         watched = {f"the {name} loss": loss for name, loss in pl_module.last_losses.items()}
         if pl_module.config.trainer.precision != "fp16":
             watched["the gradient norm"] = torch.as_tensor(pl_module.last_gradient_norm)
@@ -33,9 +35,9 @@ class NonFiniteGuard(Callback):
             first = self._first.get(name)
             self._first[name] = found if first is None else torch.where(first >= 0, first, found)
         if pl_module.device.type == "cpu" or is_due(pl_module):
-            self.check(pl_module)
+            self.check()
 
-    def check(self, module: Any) -> None:
+    def check(self) -> None:
         """Raises if a step since the last check was not finite.
 
         Raises:
@@ -50,9 +52,10 @@ class NonFiniteGuard(Callback):
         terms = " and ".join(name for step, name in bad if step == first)
         raise NonFiniteError(
             f"step {first}: {terms} is not finite; training stopped and the last checkpoint is from before. "
-            f"Try a lower rate (optim.learning_rate={module.config.optim.learning_rate / 2:g}), a longer schedule.warmup, "
+            f"Try a lower rate (optim.learning_rate={self._learning_rate / 2:g}), a longer schedule.warmup, "
             f"optim.gradient_clip=1 or trainer.precision=fp32."
         )
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        self.check(pl_module)
+    def state_dict(self) -> dict[str, Any]:
+        self.check()  # the state is asked for when a checkpoint is about to be written
+        return {}

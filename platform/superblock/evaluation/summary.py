@@ -50,6 +50,8 @@ class RunSummary:
     """Model FLOP/s as a share of what plain matrix products reach on this device."""
     peak_memory_bytes: int | None = None
     checkpoint: str | None = None
+    data_digest: str | None = None
+    """Digest of the text: bits per byte of two runs compare only where it is the same."""
     next_stage: str | None = None
 
     def save(self, path: Path) -> None:
