@@ -134,4 +134,4 @@ def _count(index_Nk: Tensor, num_experts: int) -> Tensor:
 
 
 def _rms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dtype=torch.float32) / x.numel() ** 0.5
+    return torch.linalg.vector_norm(x, dtype=accumulation_dtype(x)) / x.numel() ** 0.5
