@@ -214,9 +214,7 @@ def _everywhere(action: Callable[[], T]) -> list[T]:
     result, failure = None, None
     try:
         result = action()
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # torch's CheckpointException is not an Exception
+    except Exception as error:
         failure = (getattr(error, "errno", None), f"{type(error).__name__}: {error}")
     outcomes = all_gather_object((result, failure))
     for _, bad in outcomes:

@@ -6,9 +6,10 @@ plain types such a file needs and refuses everything else. Tensors are read by t
 which torch would unpickle too, are neither written nor accepted.
 """
 
+import contextlib
 import pickle
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
@@ -91,10 +93,13 @@ def entries(metadata: Metadata, prefix: str) -> dict[str, TensorStorageMetadata]
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes a flat dictionary of plain and sharded tensors; every process calls it, and writes and syncs its own part."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    """Writes a flat dictionary of plain and sharded tensors; every process calls it, and writes and syncs its own part.
+
+    Raises:
+        OSError, RuntimeError: on every process, what one of them met.
+    """
+    planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    with _first_cause():
         dcp.save(tensors, storage_writer=_Writer(path), planner=planner, no_dist=not dist.is_initialized())
 
 
@@ -104,12 +109,23 @@ def read_tensors(path: Path, metadata: Metadata, tensors: dict[str, Tensor]) -> 
     Raises:
         CheckpointError: on every process, if one cannot read its parts.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        try:
+    planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    try:
+        with _first_cause():
             dcp.load(
                 tensors, storage_reader=_Reader(path, metadata), planner=planner, no_dist=not dist.is_initialized()
             )
-        except dcp.api.CheckpointException as error:  # not an Exception
-            raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+
+
+@contextlib.contextmanager
+def _first_cause() -> Iterator[None]:
+    """Raises what went wrong first instead of torch's CheckpointException, which is no Exception and pages long."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            yield
+    except CheckpointException as error:
+        cause, _ = next(iter(error.failures.values()))
+        raise cause from error
