@@ -16,6 +16,7 @@ from superblock.config.tracking import TrackingConfig
 from superblock.tracking import mlflow_sender
 from superblock.tracking.mlflow_sender import deliver
 from superblock.tracking.run import Tracker
+from superblock.tracking.runs import read_run
 from superblock.tracking.spool import metric_history
 from superblock.tracking.store import open_store, store_uri
 
@@ -121,6 +122,47 @@ def test_interrupted_delivery_is_continued(start: Start, config: RunConfig, monk
     assert client.get_run(run_id).info.status == "KILLED"
 
 
+KILLED = """
+import sys, time
+from pathlib import Path
+from superblock.config.run import RunConfig
+from superblock.config.tracking import TrackingConfig
+from superblock.tracking.run import Tracker
+
+tracking = TrackingConfig(flush_seconds=0.01, system_metrics=False)
+t = Tracker.start(RunConfig(tracking=tracking), run_folder=Path("runs/unit"), run_name="unit", resume=False, rank=0)
+for step in range(1, 10**6):
+    t.metrics({"train/loss": 1 / step}, step)
+    time.sleep(0.001)
+"""
+
+
+def test_kill_and_resume_leave_each_step_once(start: Start, config: RunConfig, workplace: Path) -> None:
+    """Killed with -9 in the middle of deliveries; resumed from a checkpoint a while before."""
+    folder = workplace / "runs" / "unit"
+    child = subprocess.Popen([sys.executable, "-c", KILLED])
+    while not (folder / "delivered.json").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    child.kill()
+    child.wait()
+    reached = metric_history(folder)["train/loss"][-1][0]
+    found = read_run(folder)
+    assert found is not None and found.status == "INTERRUPTED" and found.resumable
+
+    tracker = start(resume=True)
+    tracker.rewind(reached // 2)
+    for step in range(reached // 2 + 1, reached + 20):
+        tracker.metrics({"train/loss": 1 / step}, step)
+    tracker.finish("FINISHED")
+    expected = [(s, 1 / s) for s in range(1, reached + 20)]
+    assert metric_history(folder)["train/loss"] == expected
+    client, experiment = open_store(str(store_uri(config.tracking)), config.tracking.experiment)
+    points = client.get_metric_history(str(tracker.mlflow_run_id), "train/loss")
+    assert sorted((m.step, m.value) for m in points) == expected
+    assert len(client.search_runs([experiment])) == 1
+
+
 def test_killed_before_the_run_id_was_noted(start: Start, config: RunConfig) -> None:
     """The run that exists already in MLflow is found again by its tag."""
     tracker = start()
@@ -131,6 +173,22 @@ def test_killed_before_the_run_id_was_noted(start: Start, config: RunConfig) -> 
     again = start(resume=True)
     again.finish("FINISHED")
     assert again.mlflow_run_id == first
+
+
+def test_a_run_that_died_is_not_shown_as_running(start: Start, config: RunConfig, workplace: Path) -> None:
+    """The next run in this folder corrects what a kill left behind; resuming makes it RUNNING again."""
+    dead = start(run_folder=workplace / "runs" / "dead")
+    client, _ = open_store(str(store_uri(config.tracking)), config.tracking.experiment)
+    while dead.mlflow_run_id is None or client.get_run(dead.mlflow_run_id).data.tags.get("stage") is None:
+        time.sleep(0.02)
+    noted = dead.run_folder / "status.json"
+    noted.write_text(noted.read_text().replace('"process_started": ', '"process_started": 1, "was": '))
+    assert client.get_run(dead.mlflow_run_id).info.status == "RUNNING"
+    other = start(run_folder=workplace / "runs" / "other")
+    other.finish("FINISHED")
+    assert client.get_run(dead.mlflow_run_id).info.status == "KILLED"
+    assert client.get_run(other.mlflow_run_id).info.status == "FINISHED"
+    dead.finish("KILLED")
 
 
 WRITER = """

@@ -43,7 +43,8 @@ def test_a_whole_run(start: Start, client, config: RunConfig, workplace: Path) -
         tracker.tags({"mood": "good"})
         tracker.text("once upon a time", "samples/step-30.txt")
         tracker.figure(figure, "plots/curve.png")
-        tracker.dataset("embedded", "d" * 64, "training", "stdlib of 3.11")
+        for context in ("training", "test"):
+            tracker.dataset("embedded", "d" * 64, context, "stdlib of 3.11")
         (workplace / "outside.txt").write_text("x")
         tracker.artifact(workplace / "outside.txt", "extra")
 
@@ -59,9 +60,10 @@ def test_a_whole_run(start: Start, client, config: RunConfig, workplace: Path) -
     assert tags["hardware"] and tags["version.torch"] and len(tags["fingerprint"]) == 16
     assert "mlflow.parentRunId" not in tags
     assert run.data.params["tokens"] == "12345" and run.data.params["model.gdn.num_key_heads"] == "4"
-    data = run.inputs.dataset_inputs[0]
-    assert data.dataset.name == "embedded" and data.dataset.digest == "d" * 36
-    assert data.tags[0].value == "training"
+    inputs = run.inputs.dataset_inputs
+    assert {(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in inputs} == {
+        ("embedded training", "d" * 36, "training"), ("embedded test", "d" * 36, "test"),
+    }  # fmt: skip
     kept = {
         f.path for folder in ("", "samples", "plots", "extra") for f in client.list_artifacts(run.info.run_id, folder)
     }

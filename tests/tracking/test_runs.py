@@ -12,7 +12,7 @@ import pytest
 from superblock.config.run import RunConfig, fingerprint
 from superblock.tracking.files import read_json, write_json
 from superblock.tracking.identity import write_identity, write_status
-from superblock.tracking.runs import best_run, find_run, list_runs, newest_resumable, read_run, runs_root, write_summary
+from superblock.tracking.runs import find_run, list_runs, newest_resumable, read_run, runs_root
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def make(
     write_json(folder / "run.json", {**read_json(folder / "run.json"), **extra})
     write_status(folder, status)
     if summary:
-        write_summary(folder, dict(summary))
+        write_json(folder / "summary.json", summary)
     return folder
 
 
@@ -85,18 +85,6 @@ def test_status_on_another_machine(root: Path) -> None:
     assert read_run(folder).status == "RUNNING"
     os.utime(folder / "spool.jsonl", (0, 0))
     assert read_run(folder).status == "INTERRUPTED"
-
-
-def test_best_run(root: Path) -> None:
-    key = "test/bits_per_byte"
-    assert best_run(key, stage="mvp1", scale="tiny") is None
-    make(root, "a", "FINISHED", **{key: 1.6})
-    make(root, "b", "FINISHED", **{key: 1.5})
-    make(root, "c", "FAILED", **{key: 1.1})
-    make(root, "d", "FINISHED", stage="mvp2", **{key: 1.0})
-    make(root, "e", "FINISHED")
-    assert best_run(key, stage="mvp1", scale="tiny").name == "b"
-    assert best_run(key, stage="mvp1", scale="mini") is None
 
 
 def test_resume_keeps_the_identity(root: Path) -> None:

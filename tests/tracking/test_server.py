@@ -22,6 +22,7 @@ from superblock.config.fields import ConfigError
 from superblock.config.tracking import TrackingConfig
 from superblock.tracking.run import Tracker
 from superblock.tracking.server import comparison_url, serve, server_command
+from superblock.tracking.store import open_store
 
 
 def free_port() -> int:
@@ -93,9 +94,36 @@ def test_server_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "did not start" in lines[-1] and "oh no" in lines[-1]
 
 
+HEALTHY = """
+import http.server, sys
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(200); self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), H).serve_forever()
+"""
+
+
+def test_ctrl_c_ends_the_server(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = lambda database, port: [sys.executable, "-c", HEALTHY, str(port)]  # noqa: E731
+    monkeypatch.setattr("superblock.tracking.server.server_command", command)
+    open_store(f"sqlite:///{workplace}/mlflow.db", "superblock")
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if line.startswith("Ctrl-C"):
+            raise KeyboardInterrupt
+
+    port = free_port()
+    assert serve(TrackingConfig(port=port), report) == 0
+    assert any(re.fullmatch(rf"compare runs at http://127.0.0.1:{port}/#/experiments/\d+/runs\?.*", x) for x in lines)
+    assert lines[-1] == "server ended"
+    assert not psutil.Process().children()
+
+
 SERVE = """
 import sys
 from superblock.config.tracking import TrackingConfig
+from superblock.tracking.store import open_store
 from superblock.tracking.server import serve
 sys.exit(serve(TrackingConfig(port=int(sys.argv[1])), lambda line: print(line, flush=True)))
 """

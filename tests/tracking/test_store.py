@@ -25,7 +25,7 @@ def test_store_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [("server", None), ("server", "ftp://h"), ("sqlite", "./mlruns"), ("sqlite", "sqlite:///"), ("sqlite", "http://h")],
 )
 def test_wrong_addresses(store: str, uri: str | None) -> None:
-    with pytest.raises(ConfigError, match="tracking.uri"):
+    with pytest.raises(ConfigError, match=r"tracking\.uri"):
         store_uri(TrackingConfig(store=store, uri=uri))
 
 

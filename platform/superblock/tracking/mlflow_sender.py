@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from superblock.config.tracking import TrackingConfig
 from superblock.tracking.files import read_json, write_json
 from superblock.tracking.identity import IDENTITY_FILE
+from superblock.tracking.runs import INTERRUPTED, list_runs
 from superblock.tracking.spool import FILE_NAME, MAX_PARAM, MAX_TAG, Event, clean_key, cut, scan
 from superblock.tracking.store import open_store, prepare_environment, store_uri, without_password
 
@@ -133,6 +134,7 @@ class Sender(threading.Thread):
     def _connect(self) -> "MlflowClient":
         """Opens the store and finds this run in it, or makes the run."""
         client, experiment_id = open_store(self.uri, self.experiment)
+        _end_dead_runs(client, self.folder, without_password(self.uri))
         identity = read_json(self.folder / IDENTITY_FILE)
         place = without_password(self.uri)
         known = identity.get("mlflow_run_id") if identity.get("tracking_uri") == place else None
@@ -190,7 +192,9 @@ class Sender(threading.Thread):
         for event in events:
             data = event.data
             source = json.dumps({"description": data["description"]})
-            dataset = Dataset(cut(data["name"], 500), data["digest"][:36], "local", source, profile=source)
+            # equal name and digest are one data set to MLflow, which then keeps the first context alone
+            name = cut(f"{data['name']} {data['context']}", 500)
+            dataset = Dataset(name, data["digest"][:36], "local", source, profile=source)
             inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", data["context"])])]
             self._client.log_inputs(self._run_id, inputs)
 
@@ -257,6 +261,17 @@ def _active_run(client: "MlflowClient", run_id: str | None) -> str | None:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
+
+
+def _end_dead_runs(client: "MlflowClient", folder: Path, place: str | None) -> None:
+    """Marks as KILLED what MLflow believes to be running, though its process died without a word."""
+    for run in list_runs(folder.parent):
+        known = read_json(run.folder / IDENTITY_FILE)
+        if run.status != INTERRUPTED or run.folder == folder or known.get("tracking_uri") != place:
+            continue
+        run_id = _active_run(client, run.mlflow_run_id)
+        if run_id and client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, "KILLED", end_time=int((run.folder / FILE_NAME).stat().st_mtime * 1000))
 
 
 def _make_run(client: "MlflowClient", experiment_id: str, identity: dict[str, Any]) -> str:

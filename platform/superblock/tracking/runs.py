@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from superblock.tracking.files import read_json, write_json
+from superblock.tracking.files import read_json
 from superblock.tracking.identity import IDENTITY_FILE, STATUS_FILE
 from superblock.tracking.spool import FILE_NAME
 
@@ -95,18 +95,6 @@ def newest_resumable(fingerprint: str, root: Path | None = None) -> RunRecord | 
     """The run that `resume=auto` continues: the newest of this configuration, unless it is finished or still running."""
     runs = list_runs(root, fingerprint=fingerprint)
     return runs[0] if runs and runs[0].resumable else None
-
-
-def best_run(key: str, *, stage: str, scale: str, root: Path | None = None) -> RunRecord | None:
-    """The finished run of a stage with the smallest `summary[key]`; None if none has that number."""
-    finished = [run for run in list_runs(root, stage=stage, scale=scale) if run.status == "FINISHED"]
-    measured = [run for run in finished if isinstance(run.summary.get(key), int | float)]
-    return min(measured, key=lambda run: run.summary[key], default=None)
-
-
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Keeps the numbers a run ends with, for `best_run` and for whoever lists runs."""
-    write_json(folder / SUMMARY_FILE, summary)
 
 
 def _all_runs(root: Path) -> Iterator[RunRecord]:
