@@ -16,16 +16,16 @@ def small() -> Callable[..., ModelConfig]:
     """Makes a configuration of width 32; keyword arguments replace sections or values."""
 
     def make(**changes: object) -> ModelConfig:
-        defaults: dict[str, object] = dict(
-            d_model=32,
-            vocab_size=64,
-            num_superblocks=2,
-            cross_entropy_chunk=16,
-            gdn=DeltaNetConfig(num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=16, chunk_size=8),
-            gqa=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, rope_fraction=0.5),
-            moe=MoEConfig(num_experts=4, top_k=2, d_expert=16, d_shared=16, route_scale=1.5),
-            mtp=MTPConfig(depth=2, d_hidden=8, d_block=16),
-        )
+        defaults: dict[str, object] = {
+            "d_model": 32,
+            "vocab_size": 64,
+            "num_superblocks": 2,
+            "cross_entropy_chunk": 16,
+            "gdn": DeltaNetConfig(num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=16, chunk_size=8),
+            "gqa": AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, rope_fraction=0.5),
+            "moe": MoEConfig(num_experts=4, top_k=2, d_expert=16, d_shared=16, route_scale=1.5),
+            "mtp": MTPConfig(depth=2, d_hidden=8, d_block=16),
+        }
         config = ModelConfig(**(defaults | changes))  # type: ignore[arg-type]
         validate(config, "model.")
         return config

@@ -66,7 +66,7 @@ def test_statistics_match_the_table() -> None:
             assert p.abs().max() <= 0.5
             assert p.std().item() == pytest.approx(0.5 / math.sqrt(3), rel=0.05)
         elif leaf == "A_log":
-            assert 0.01 <= p.exp().min() and p.exp().max() <= 16
+            assert p.exp().min() >= 0.01 and p.exp().max() <= 16
             assert p.exp().mean().item() == pytest.approx(8, rel=0.1)
         elif leaf == "dt_bias":
             step = torch.nn.functional.softplus(p)
