@@ -103,7 +103,7 @@ def sections(config: type, prefix: str = "") -> Iterator[str]:
     """The keys that hold other keys, such as `model` and `model.gdn`."""
     for f in fields(config):
         make: Any = f.default_factory
-        if is_dataclass(make):
+        if isinstance(make, type) and is_dataclass(make):
             yield f"{prefix}{f.name}"
             yield from sections(make, f"{prefix}{f.name}.")
 

@@ -54,10 +54,9 @@ def _omegaconf(error: OmegaConfBaseException, command: Command, overrides: Seque
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return f"{key}: {unknown_key(command, key)}"
     doc = documented(command, key)
-    given = next((text.partition("=")[2] for text in overrides if text.lstrip("+").partition("=")[0] == key), None)
-    if given is None:
-        value = re.search(r"[Vv]alue '(.*?)'", message)
-        given = value[1] if value else None
+    given = next((text.partition("=")[2] for text in overrides if text.partition("=")[0] == key), None)
+    value = re.search(r"[Vv]alue '(.*?)'", message)  # of a sweep, the one value that is wrong
+    given = value[1] if value else given
     shown = key if given is None else f"{key}={given}"
     if doc is None:
         return f"{shown}: {message[:1].lower()}{message[1:]}" if key else message

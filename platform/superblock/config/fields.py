@@ -85,7 +85,8 @@ def document(config: type, prefix: str = "") -> Iterator[FieldDoc]:
     """Yields the documentation of every key below a section, in the order of definition."""
     for f in fields(config):
         key = f"{prefix}{f.name}"
-        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+        make: Any = f.default_factory
+        default = make() if f.default is MISSING else f.default
         if is_dataclass(default):
             yield from document(type(default), f"{key}.")
         else:

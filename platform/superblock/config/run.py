@@ -41,8 +41,6 @@ class RunConfig:
     )
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        import re
-
         if self.trainer.budget is None:
             yield (
                 "trainer.budget",

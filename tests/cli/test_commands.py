@@ -1,0 +1,188 @@
+"""What the console script answers, and what it calls with which configuration."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from superblock.cli.commands import COMMANDS, groups, options, sections
+from superblock.config.fields import document
+from superblock.config.run import GenerateConfig, PlanConfig, RunConfig
+from superblock.config.tracking import TrackingConfig
+
+LIBRARY = {
+    "run": ("superblock.training.loop", "train", RunConfig),
+    "generate": ("superblock.generation.session", "generate", GenerateConfig),
+    "plan": ("superblock.planning.plan", "show", PlanConfig),
+    "ui": ("superblock.tracking.server", "serve", TrackingConfig),
+}
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every command's entry into the library, replaced by a list of what it was given."""
+    given: list[Any] = []
+    for module, function, _ in LIBRARY.values():
+        stand_in = ModuleType(module)
+        setattr(stand_in, function, given.append)
+        monkeypatch.setitem(sys.modules, module, stand_in)
+    return given
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_hands_its_configuration_to_the_library(superblock: Callable, called: list[Any], name: str) -> None:
+    assert superblock(name).status == 0
+    assert [type(config) for config in called] == [LIBRARY[name][2]]
+
+
+def test_overrides_arrive(superblock: Callable, called: list[Any], tmp_path: Path) -> None:
+    superblock("run", "stage=mvp3", "scale=mini", "optim=muon", "model.pattern=[gdn,gdn,gqa]", "trainer.budget=2 steps")
+    [config] = called
+    assert config.model.num_superblocks == 6 and config.model.d_model == 128
+    assert config.optim.name == "muon"
+    assert config.model.pattern == ["gdn", "gdn", "gqa"]
+    assert config.trainer.budget == "2 steps"
+
+
+def test_the_first_line_comes_before_the_library(superblock: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "superblock.training.loop", None)  # importing it raises
+    with pytest.raises(ImportError):
+        superblock("run", "stage=mvp2")
+
+
+def test_the_first_line(superblock: Callable, called: list[Any], tmp_path: Path) -> None:
+    answer = superblock("run", "stage=mvp2")
+    assert answer.out == f"mvp2: 3 superblocks, scale tiny, 7 minutes; in {tmp_path}\n"
+
+
+def test_nothing_is_written_but_what_the_library_writes(
+    superblock: Callable, called: list[Any], tmp_path: Path
+) -> None:
+    for name in COMMANDS:
+        superblock(name)
+    superblock("run", "--cfg", "job")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_multirun_runs_every_combination_in_order(superblock: Callable, called: list[Any], tmp_path: Path) -> None:
+    answer = superblock("run", "--multirun", "seed=1,2", "stage=mvp1,mvp2")
+    assert answer.status == 0
+    assert [(config.seed, config.stage.name) for config in called] == [
+        (1, "mvp1"),
+        (1, "mvp2"),
+        (2, "mvp1"),
+        (2, "mvp2"),
+    ]
+    assert "3 of 4: seed=2 stage=mvp1" in answer.out
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs"}
+    assert not [path for path in tmp_path.rglob("*") if set("=,") & set(path.name)]
+
+
+def test_a_sweep_is_checked_before_its_first_run(superblock: Callable, called: list[Any]) -> None:
+    assert superblock("run", "--multirun", "trainer.batch_size=8,0").status == 2
+    assert called == []
+
+
+def test_cfg_prints_what_would_run(superblock: Callable, called: list[Any]) -> None:
+    answer = superblock("run", "--cfg", "job", "--resolve", "stage=mvp4")
+    assert answer.status == 0 and called == []
+    assert "num_superblocks: 12" in answer.out and "budget: 18 minutes" in answer.out
+    assert "d_model: ${scale.d_model}" in superblock("run", "--cfg", "job").out
+
+
+def test_info(superblock: Callable, called: list[Any]) -> None:
+    answer = superblock("run", "--info", "defaults")
+    assert answer.status == 0 and called == []
+    assert "schedule/wsd" in answer.out
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_without_a_command(superblock: Callable, words: list[str]) -> None:
+    answer = superblock(*words)
+    assert answer.status == 0
+    for command in COMMANDS.values():
+        assert f"{command.name:<10} {command.summary}" in answer.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_every_key_group_and_option(superblock: Callable, called: list[Any], name: str) -> None:
+    answer = superblock(name, "--help")
+    assert answer.status == 0 and called == []
+    text = " ".join(answer.out.split())
+    for doc in document(COMMANDS[name].config):
+        assert f" {doc.key} {doc.meaning} " in text, doc.key
+        assert doc.allowed in text
+    for group, default in groups(name).items():
+        assert f"{group}={default}*" in answer.out
+        for option in options(group).values():
+            assert f"{group}={option.name}" in answer.out and option.meaning in text
+    assert max(map(len, answer.out.splitlines())) < 140
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_of_the_help_work(superblock: Callable, called: list[Any], name: str) -> None:
+    import shlex
+
+    for overrides, _ in COMMANDS[name].examples:
+        assert superblock(name, *shlex.split(overrides)).status == 0, overrides
+    assert len(called) >= len(COMMANDS[name].examples)
+
+
+def test_groups_and_sections() -> None:
+    assert list(groups("run")) == [
+        "stage", "scale", "model", "data", "optim", "schedule", "trainer", "tracking", "evaluation",
+    ]  # fmt: skip
+    assert groups("run")["scale"] == "tiny"
+    assert {"model", "model.gdn", "tracking"} <= set(sections(RunConfig))
+    assert list(sections(GenerateConfig)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("superblock ", {"run", "generate", "plan", "ui"}),
+        ("superblock ge", {"generate"}),
+        ("superblock run sta", {"stage=", "stage."}),
+        ("superblock run stage=", {"stage=mvp1", "stage=mvp2", "stage=mvp3", "stage=mvp4"}),
+        ("superblock run scale=b", {"scale=base"}),
+        ("superblock nothing ", set()),
+    ],
+)
+def test_completion(superblock: Callable, monkeypatch: pytest.MonkeyPatch, line: str, expected: set[str]) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    answer = superblock("-sc", "query=bash")
+    assert answer.status == 0
+    assert expected == set(answer.out.split()) if expected != {"stage=", "stage."} else "stage=" in answer.out
+
+
+def test_completion_installs(superblock: Callable) -> None:
+    assert "complete " in superblock("-sc", "install=bash").out
+
+
+QUICK = """
+import io, sys, time
+from contextlib import redirect_stderr, redirect_stdout
+began = time.perf_counter()
+from superblock.cli.__main__ import main
+for words in (["--help"], ["run", "--help"], ["run", "--cfg", "job"], ["run", "stage=mvp9"], ["run", "seed=x"],
+              ["run", "model.moe.top_k=99"], ["plan", "--help"], ["generate", "top_p=0"], ["ui", "--help"]):
+    sys.argv = ["superblock", *words]
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        try:
+            main()
+        except SystemExit:
+            pass
+heavy = {"torch", "numpy", "lightning", "mlflow", "datasets", "transformers", "matplotlib"} & set(sys.modules)
+print(sorted(heavy), time.perf_counter() - began < 4.5)
+"""
+
+
+def test_help_configuration_and_errors_need_nothing_heavy() -> None:
+    """Nine answers together within the time of three: each is promised within 1.5 s, and takes 0.4 s."""
+    answer = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, text=True, timeout=60)
+    assert answer.stdout == "[] True\n", answer.stderr

@@ -1,0 +1,84 @@
+"""What holds for every test: one thread, a cache and a current folder of its own, and a way to type a command."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said and how it ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _own_place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test writes goes below its temporary folder; only the cache of corpora is shared by the session."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("SUPERBLOCK_CACHE", str(cache))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Pools of several threads fight for the cores of a small machine; a test may have asked for more than one."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    yield
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture
+def superblock(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Answer]]:
+    """Types `superblock <words>` in this process."""
+    from superblock.cli.__main__ import main
+
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level  # `--info` has Hydra log everything to stderr from then on
+
+    def type_command(*words: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["superblock", *words])
+        capsys.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        return Answer(status, *capsys.readouterr())
+
+    yield type_command
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture
+def compose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes the checked configuration of a command line, such as `compose("run", "stage=mvp2")`."""
+    from superblock.cli import app
+    from superblock.cli.commands import COMMANDS
+
+    def make(name: str, *overrides: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["superblock", *overrides])
+        [(_, composed)] = app.compose(COMMANDS[name])
+        return app.configuration(COMMANDS[name], composed)
+
+    return make
