@@ -30,6 +30,7 @@ def attend(
     document, and with `window` only the last `window` of them, itself included. With cached keys (S > T) `pack` is None.
     """
     assert q_BTHK.shape[2] % k_BSGK.shape[2] == 0, "query heads must be a multiple of kv heads"
+    assert k_BSGK.shape[1] >= query_start + q_BTHK.shape[1], "every query needs its own key"
     name = choose(backend, q_BTHK.device)
     if name == "eager":
         return eager(q_BTHK, k_BSGK, v_BSGK, pack=pack, window=window, query_start=query_start)

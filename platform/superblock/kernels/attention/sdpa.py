@@ -24,7 +24,7 @@ def sdpa(
         # enable_gqa in fp32 on CUDA falls back to the form that keeps all scores
         k_BGSK, v_BGSK, repeats = k_BGSK.repeat_interleave(repeats, 1), v_BGSK.repeat_interleave(repeats, 1), 1
     # torch's is_causal aligns the triangle at the top left, so it is right only where queries and keys start together
-    causal = plain_causal(T, S, pack=pack, window=window, query_start=query_start)
+    causal = plain_causal(T, S, pack=pack, window=window)
     mask = None
     if not causal:
         mask = visible(T, S, pack=pack, window=window, query_start=query_start, device=q_BTHK.device)
@@ -34,7 +34,7 @@ def sdpa(
     return o_BHTK.transpose(1, 2)
 
 
-def plain_causal(T: int, S: int, *, pack: PackInfo | None, window: int | None, query_start: int) -> bool:
+def plain_causal(T: int, S: int, *, pack: PackInfo | None, window: int | None) -> bool:
     """Whether the mask is the square lower triangle of whole rows."""
     whole = pack is None or pack.whole_rows
-    return whole and T == S and query_start == 0 and (window is None or window >= S)
+    return whole and T == S and (window is None or window >= S)
