@@ -38,7 +38,8 @@ def test_every_folder_of_the_library_is_a_package(root: Path) -> None:
 
 
 def test_every_dependency_has_a_tested_version_in_its_range(project: dict, tested: dict[str, Version]) -> None:
-    lines = project["project"]["dependencies"] + sum(project["project"]["optional-dependencies"].values(), [])
+    extras = project["project"]["optional-dependencies"].values()
+    lines = [*project["project"]["dependencies"], *(line for extra in extras for line in extra)]
     for requirement in map(Requirement, lines):
         if requirement.name != "superblock":
             assert requirement.specifier.contains(tested[canonical(requirement.name)]), requirement
