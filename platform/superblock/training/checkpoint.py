@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from superblock.training import compatibility, manifest, storage
-from superblock.training.distributed import all_gather_object, rank, world_size
+from superblock.training.distributed import all_gather_object, barrier, rank, world_size
 from superblock.training.manifest import CheckpointError, newest_whole, verify
 
 __all__ = [
@@ -77,7 +77,8 @@ def save(
     except BaseException as error:
         if rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError):  # from `_everywhere`, hence on all processes
+            barrier()
             raise _explain(error, final, tensors) from error
         raise
     if rank() == 0:
