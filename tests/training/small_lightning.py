@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 
 from superblock.kernels.packing import PackInfo
 from superblock.models.batch import Supervision
-from superblock.training.distributed import all_reduce_sum, rank, world_size
+from superblock.training.distributed import all_reduce_sum, local_world_size, num_nodes, rank, world_size
 from superblock.training.sharding import clip_gradients, shard
-from superblock.training.strategies import build_strategy, trainer_processes
+from superblock.training.strategies import build_strategy
 
 STEPS = 6
 
@@ -59,7 +59,8 @@ def fit(strategy: str) -> dict[str, Any]:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **trainer_processes(),
+        devices=local_world_size(),
+        num_nodes=num_nodes(),
     )
     trainer.fit(module, DataLoader(range(STEPS), batch_size=None))
     parameters = list(module.model.parameters())

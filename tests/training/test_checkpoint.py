@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,6 @@ def test_holds_what_generation_needs(tmp_path: Path) -> None:
     ],
 )
 def test_refuses_another_architecture(tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    from dataclasses import asdict
-
     model = small_model()
     progress: dict[str, Any] = {"step": 1}
     path = save(
@@ -217,6 +216,7 @@ def test_a_malicious_listing_is_not_run(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch on saving to the same folder
 def test_a_malicious_object_is_not_run(tmp_path: Path) -> None:
     """torch itself unpickles objects inside of a checkpoint's data files."""
     import torch.distributed.checkpoint as dcp
@@ -252,6 +252,26 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch:
         _save(tmp_path, 2)
     assert _names(tmp_path) == ["step-0000001"]
     assert newest_whole(tmp_path) == (good, [])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are POSIX")
+def test_a_real_write_that_fails_half_way(tmp_path: Path) -> None:
+    """The kernel refuses bytes after the first megabyte, as it does on a full disk, in the middle of torch's writing."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path; import torch\n"
+        "from superblock.training.checkpoint import save\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "model = torch.nn.Linear(16, 16); optimizer = torch.optim.AdamW(model.parameters())\n"
+        "save(Path(sys.argv[1]), model=model, optimizer=optimizer, progress={'step': 1}, config={})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"
+        "model = torch.nn.Linear(1000, 1000)\n"
+        "try: save(Path(sys.argv[1]), model=model, optimizer=optimizer, progress={'step': 2}, config={})\n"
+        "except OSError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "step-0000002 was not written, earlier ones are intact" in done.stdout, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert _names(tmp_path) == ["step-0000001"]
 
 
 def test_a_failure_inside_torch_is_an_oserror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,6 @@ from superblock.training.strategies import (
     build_strategy,
     resolve_accelerator,
     resolve_strategy,
-    trainer_processes,
 )
 
 
@@ -40,14 +39,14 @@ def torchrun_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_without_torchrun() -> None:
     assert resolve_strategy("auto") == "single"
-    assert trainer_processes() == {"devices": 1, "num_nodes": 1}
+    assert (distributed.local_world_size(), distributed.num_nodes()) == (1, 1)
     assert isinstance(build_strategy("auto"), SingleDeviceStrategy)
     assert isinstance(build_strategy("ddp"), DDPByTorchrun)
 
 
 def test_names_under_torchrun(torchrun_of_four: None) -> None:
     assert resolve_strategy("auto") == "fsdp"
-    assert trainer_processes() == {"devices": 2, "num_nodes": 2}
+    assert (distributed.local_world_size(), distributed.num_nodes()) == (2, 2)
     strategy = build_strategy("fsdp")
     assert isinstance(strategy, FSDP2Strategy)
     assert (strategy._data_parallel_size, strategy._tensor_parallel_size) == (4, 1)

@@ -11,7 +11,6 @@ Learning rates and decays are not stored: they follow from the configuration and
 """
 
 import errno
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from superblock.training import compatibility, manifest, storage
 from superblock.training.distributed import all_gather_object, barrier, rank, world_size
-from superblock.training.manifest import CheckpointError, newest_whole, verify
+from superblock.training.manifest import CheckpointError, load_config, load_progress, newest_whole, verify
 
 __all__ = [
     "CheckpointError",
@@ -123,24 +122,6 @@ def load(
 def load_model_weights(path: Path, model: nn.Module) -> None:
     """Fills a model's parameters and buffers from a checkpoint, after the same checks as `load`."""
     load(path, model=model)
-
-
-def load_config(path: Path) -> dict[str, Any]:
-    """The configuration a checkpoint was trained with.
-
-    Raises:
-        CheckpointError: if it cannot be read.
-    """
-    return _read_json(Path(path) / "config.json")
-
-
-def load_progress(path: Path) -> dict[str, Any]:
-    """What `save` was given as progress.
-
-    Raises:
-        CheckpointError: if it cannot be read.
-    """
-    return _read_json(Path(path) / "progress.json")
 
 
 def tokenizer_path(path: Path) -> Path:
@@ -247,11 +228,3 @@ def _refuse_broken(path: Path) -> None:
     for reason in reasons:
         if reason is not None:
             raise CheckpointError(f"{path} is not whole: {reason}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error})") from None
-    return content

@@ -65,6 +65,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """Processes on this machine, as torchrun started them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def num_nodes() -> int:
+    """Machines, which torchrun gives equal numbers of processes."""
+    return max(1, launched_processes() // local_world_size())
+
+
 def barrier() -> None:
     """Waits for all processes."""
     if dist.is_initialized():

@@ -152,6 +152,32 @@ def checkpoints(run_folder: Path) -> list[Path]:
     return [found[step] for step in sorted(found, reverse=True)]
 
 
+def load_config(path: Path) -> dict[str, Any]:
+    """The configuration a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    return _read_json(Path(path) / "config.json")
+
+
+def load_progress(path: Path) -> dict[str, Any]:
+    """What `save` was given as progress.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    return _read_json(Path(path) / "progress.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from None
+    return content
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """While this is open, `remove` leaves the checkpoint alone, in this and in other processes."""

@@ -4,9 +4,6 @@
 FSDPStrategy is the older FSDP1: it refuses CPUs, cannot clip by norm, and flattens the matrices that Muon needs.
 """
 
-import os
-from typing import Any
-
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
@@ -99,9 +96,3 @@ def build_strategy(name: str, accelerator: str = "cpu", precision: str = "fp32")
     if name == "single":
         return SingleDeviceStrategy(device=torch.device("cuda", 0) if accelerator == "gpu" else torch.device("cpu"))
     return FSDP2Strategy() if name == "fsdp" else DDPByTorchrun()
-
-
-def trainer_processes() -> dict[str, Any]:
-    """`devices` (processes per machine) and `num_nodes` (machines) of a Trainer, as torchrun started them."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return {"devices": local, "num_nodes": max(1, launched_processes() // local)}
