@@ -20,8 +20,8 @@ class TokenBytes:
         self._tokenizer = tokenizer
 
     def __getitem__(self, token: int) -> bytes:
-        """Bytes of a token; a special token, which is no text, has none of its own and gives its name."""
-        text = self._tokenizer.id_to_token(token)
+        """Bytes of a token; a special token, which is no text, gives its name, and an unknown number nothing."""
+        text = self._tokenizer.id_to_token(token) or ""
         try:
             return bytes(self._byte_of[c] for c in text)
         except KeyError:
