@@ -1,0 +1,97 @@
+"""What a finished run leaves behind: the summary, the learning curve, and the comparison with reference points."""
+
+from pathlib import Path
+from typing import Any
+
+from superblock.callbacks.throughput import Throughput
+from superblock.config.run import RunConfig
+from superblock.data.corpus import Corpus
+from superblock.evaluation.curve import curve
+from superblock.evaluation.summary import RunSummary, SplitResult
+from superblock.models.formulas import Counts
+from superblock.tracking.run import ARTIFACTS, Tracker
+from superblock.tracking.runs import list_runs
+from superblock.tracking.spool import metric_history
+from superblock.training.module import LanguageModelModule
+from superblock.training.starting import Start
+
+NEXT_STAGE = {"mvp1": "mvp2", "mvp2": "mvp3", "mvp3": "mvp4"}
+
+
+def summarise(
+    config: RunConfig, start: Start, corpus: Corpus, counts: Counts, module: LanguageModelModule, measure: dict[str, Any]
+) -> RunSummary:
+    """The numbers a run ends with.
+
+    Args:
+        measure: the measuring callbacks by name, as `training.loop` makes them.
+    """
+    throughput: Throughput = measure["throughput"]
+    summary = RunSummary(
+        name=start.name,
+        stage=config.stage.name,
+        scale=config.scale.name,
+        steps=module.step,
+        tokens=module.tokens_seen,
+        minutes=module.training_seconds / 60,
+        parameters_total=counts.total,
+        parameters_active=counts.active,
+        tokens_per_second=throughput.tokens_per_second or None,
+        flops_per_second=throughput.flops_per_second or None,
+        matmul_share=throughput.matmul_share or None,
+        peak_memory_bytes=measure["memory"].peak,
+        checkpoint=str(start.folder / "checkpoints"),
+        data_digest=corpus.digest,
+        next_stage=NEXT_STAGE.get(config.stage.name),
+    )
+    if config.evaluation.test:
+        for split, prefix, part in (("validation", "final/val_", "val"), ("test", "test/", "test")):
+            summary.splits[split] = _split(config, corpus, measure, prefix, part)
+    return summary
+
+
+def record(summary: RunSummary, folder: Path, tokens_per_step: int, tracker: Tracker) -> None:
+    """Writes `summary.json` and the learning curve into the run's folder, and records both."""
+    summary.save(folder / "summary.json")
+    tracker.artifact(folder / "summary.json")
+    for picture in _draw(folder, summary, tokens_per_step):
+        tracker.artifact(picture, "plots")
+
+
+def _split(config: RunConfig, corpus: Corpus, measure: dict[str, Any], prefix: str, part: str) -> SplitResult:
+    quality, accuracy = measure["perplexity"].results, measure["accuracy"].results
+    result = SplitResult(quality[f"{prefix}perplexity"], quality[f"{prefix}bits_per_byte"], accuracy[f"{prefix}accuracy_top1"])
+    if config.evaluation.reference_points:
+        result.references |= corpus.reference_points(part)
+    if part == "test" and config.stage.parent:
+        result.references |= _best_of(config.stage.parent, config.scale.name, corpus.digest)
+    return result
+
+
+def _best_of(stage: str, scale: str, digest: str) -> dict[str, float]:
+    """The previous stage's best finished run on the same data."""
+    results = [
+        run.summary["splits"]["test"]["bits_per_byte"]
+        for run in list_runs(stage=stage, scale=scale)
+        if run.status == "FINISHED" and run.summary.get("data_digest") == digest and "test" in run.summary.get("splits", {})
+    ]
+    return {f"best {stage}": min(results)} if results else {}
+
+
+def _draw(folder: Path, summary: RunSummary, tokens_per_step: int) -> list[Path]:
+    history = metric_history(folder / "spool.jsonl")
+    points = {
+        name: [(step * tokens_per_step, value) for step, value in history.get(f"{name}/bits_per_byte", [])]
+        for name in ("train", "val")
+    }
+    references = {}
+    if test := summary.splits.get("test"):
+        points["test"] = [(summary.tokens, test.bits_per_byte)]
+        references = {name: value for name, value in test.references.items() if name in ("trigram", "xz")}
+    if not any(points.values()):
+        return []
+    (folder / ARTIFACTS).mkdir(exist_ok=True)
+    pictures = [folder / ARTIFACTS / f"learning_curve.{kind}" for kind in ("svg", "png")]
+    for picture in pictures:
+        curve(points, references, picture)
+    return pictures

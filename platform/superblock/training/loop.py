@@ -1,0 +1,199 @@
+"""One run from configuration to summary, read from top to bottom: set up, train, evaluate, record."""
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.console import Console
+
+from superblock.callbacks.accuracy import Accuracy
+from superblock.callbacks.checkpointing import Checkpointing
+from superblock.callbacks.expert_health import ExpertHealth
+from superblock.callbacks.memory import Memory
+from superblock.callbacks.nonfinite import NonFiniteGuard
+from superblock.callbacks.norms import Norms
+from superblock.callbacks.perplexity import Perplexity
+from superblock.callbacks.progress import ProgressBar
+from superblock.callbacks.samples import Samples
+from superblock.callbacks.throughput import Throughput
+from superblock.config.budget import Budget
+from superblock.config.run import RunConfig
+from superblock.data.corpus import Corpus, prepare
+from superblock.evaluation.summary import RunSummary, render
+from superblock.generation.session import Session
+from superblock.models.formulas import Counts, count
+from superblock.tracking.run import Tracker
+from superblock.training import distributed
+from superblock.training.conclusion import record, summarise
+from superblock.training.data_module import PackedDataModule
+from superblock.training.interruption import Interruption
+from superblock.training.module import LanguageModelModule
+from superblock.training.process import prepare_process
+from superblock.training.starting import Start, choose, resume_command
+from superblock.training.strategies import build_strategy, resolve_accelerator
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PROMPTS = ("def ", "class ", "import ", '"""')
+
+
+def train(config: RunConfig) -> RunSummary | None:
+    """Trains, evaluates and records one run; prints the summary and returns it.
+
+    Returns:
+        The summary, or None on ranks above 0 and for a run that had already finished.
+
+    Raises:
+        ConfigError: for settings that cannot work on this machine, or a run that cannot be continued.
+        NonFiniteError: if training diverged; the last checkpoint is from before.
+        SystemExit: with 128 + the signal's number after Ctrl-C or SIGTERM, when a checkpoint has been written.
+    """
+    accelerator = resolve_accelerator(config.trainer.accelerator)
+    distributed.start_process_group(accelerator)
+    rank, world_size = distributed.rank(), distributed.world_size()
+    say = _speaker(rank)
+    start = distributed.broadcast_object(choose(config) if rank == 0 else None)
+    assert start is not None
+    for note in start.notes:
+        say(note)
+    if start.finished:
+        if rank == 0 and (start.folder / "summary.json").is_file():
+            render(RunSummary.load(start.folder / "summary.json"), Console())
+        return None
+    threads = prepare_process(config.trainer.threads, world_size)
+    _quiet()
+
+    corpus = _corpus(config, rank, say)
+    counts = count(config.model)
+    say(f"model   {counts.total / 1e6:.2f} M parameters, {counts.active / 1e6:.2f} M active per token")
+    interruption = Interruption()
+    interruption.install()
+    tracker = Tracker.start(config, run_folder=start.folder, run_name=start.name, resume=start.checkpoint is not None, rank=rank, report=say)
+    try:
+        with tracker:
+            summary = _train(config, start, corpus, counts, tracker, interruption, accelerator, threads, say)
+    finally:
+        interruption.restore()
+        distributed.stop_process_group()
+    if rank == 0:
+        render(summary, Console())
+        return summary
+    return None
+
+
+def _train(
+    config: RunConfig,
+    start: Start,
+    corpus: Corpus,
+    counts: Counts,
+    tracker: Tracker,
+    interruption: Interruption,
+    accelerator: str,
+    threads: int,
+    say: Callable[[str], None],
+) -> RunSummary:
+    rank, world_size = distributed.rank(), distributed.world_size()
+    data = PackedDataModule(corpus, config, rank=rank, world_size=world_size)
+    module = LanguageModelModule(config, data, tracker, world_size=world_size, resume_from=start.checkpoint, report=say)
+    measure = _measurements(config, corpus, counts)
+    checkpointing = Checkpointing(
+        start.folder,
+        every=Budget.parse(config.trainer.checkpoint_every),
+        keep_last=config.trainer.keep_last,
+        config=asdict(config),
+        tokenizer=corpus.tokenizer_path,
+        interruption=interruption,
+        stateful=measure,
+    )
+    generate = Session(module, corpus.tokenizer).complete
+    samples = Samples(generate, PROMPTS, count=config.evaluation.samples, tokens=config.evaluation.sample_tokens, seed=config.seed)
+    progress = [ProgressBar(perplexity=measure["perplexity"])] if config.trainer.progress else []
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1 if world_size == 1 else "auto" if accelerator == "gpu" else distributed.local_world_size(),
+        num_nodes=distributed.num_nodes(),
+        strategy=build_strategy(config.trainer.strategy, accelerator, config.trainer.precision),
+        precision=PRECISIONS[config.trainer.precision],  # type: ignore[arg-type]
+        max_epochs=1,
+        callbacks=[*measure.values(), interruption, checkpointing, samples, *progress],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=start.folder,
+    )
+    _record_data(tracker, corpus)
+    _record_size(tracker, counts, threads)
+    # Lightning counts batches from where this process began; our steps survive a resume
+    trainer.fit_loop.epoch_loop._should_check_val_fx = lambda _: module.should_validate()  # type: ignore[method-assign]
+    trainer.fit(module, datamodule=data)
+    if interruption.signum:
+        say(f"stopped at step {module.step:,} of {module.total_steps:,}; to continue:\n  {resume_command(start.name)}")
+        raise SystemExit(128 + interruption.signum)
+    if config.evaluation.test:
+        data.whole_validation = True
+        trainer.validate(module, datamodule=data, verbose=False)
+        trainer.test(module, datamodule=data, verbose=False)
+    interruption.check()
+    summary = summarise(config, start, corpus, counts, module, measure)
+    if rank == 0:
+        record(summary, start.folder, module.tokens_per_step, tracker)
+    return summary
+
+
+# -- parts --------------------------------------------------------------------------------------------------------
+
+
+def _speaker(rank: int) -> Callable[[str], None]:
+    """Prints a line on the first process, on nothing else."""
+    return (lambda text: print(text, flush=True)) if rank == 0 else (lambda text: None)
+
+
+def _quiet() -> None:
+    """Silences what Lightning says about choices that were made on purpose."""
+    import logging
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+def _corpus(config: RunConfig, rank: int, say: Callable[[str], None]) -> Corpus:
+    """The first process prepares, the others then find it prepared."""
+    began = time.perf_counter()
+    if rank == 0:
+        corpus = prepare(config.data, report=say)
+    distributed.barrier()
+    if rank > 0:
+        corpus = prepare(config.data, report=say)
+    say(f"data    {corpus.description}  ({time.perf_counter() - began:.1f} s)")
+    return corpus
+
+
+def _measurements(config: RunConfig, corpus: Corpus, counts: Counts) -> dict[str, Any]:
+    """The callbacks that measure, by name; their state goes into checkpoints."""
+    bytes_per_token = corpus.train.num_bytes / len(corpus.train)
+    return {
+        "nonfinite": NonFiniteGuard(),
+        "perplexity": Perplexity(train_bytes_per_token=bytes_per_token),
+        "accuracy": Accuracy(),
+        "throughput": Throughput(training_flops_per_token=counts.training_flops_per_token(config.data.sequence_length)),
+        "memory": Memory(),
+        "experts": ExpertHealth(),
+        "norms": Norms(),
+    }
+
+
+def _record_data(tracker: Tracker, corpus: Corpus) -> None:
+    for context in ("training", "validation", "test"):
+        tracker.dataset(corpus.name, corpus.digest, context, corpus.description)
+    tracker.tags({"data.digest": corpus.digest})
+
+
+def _record_size(tracker: Tracker, counts: Counts, threads: int) -> None:
+    tracker.result({"model/parameters": counts.total, "model/active_parameters": counts.active})
+    tracker.params({"model.parameters": counts.total, "model.active_parameters": counts.active, "threads": threads})

@@ -1,0 +1,208 @@
+"""The LightningModule: one whole optimizer step in `training_step`, read from top to bottom.
+
+Optimisation is manual, because a step is more than a backward pass: its micro-batches are weighted by their tokens
+(Lightning's accumulation averages averages), the learning rate is a pure function of the step, the router's selection
+bias moves after the update, and nothing may depend on a batch index that a resumed run would count anew.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from superblock.config.budget import Budget
+from superblock.config.run import RunConfig
+from superblock.models.batch import Batch, ModelOutput, Supervision
+from superblock.models.language_model import build_model
+from superblock.optim.build import build_optimizer, set_learning_rate
+from superblock.optim.schedules import learning_rate_factor
+from superblock.tracking.run import Tracker
+from superblock.training import checkpoint
+from superblock.training.calibration import TIMED, WARM_UP, seconds_per_step
+from superblock.training.data_module import PackedDataModule
+from superblock.training.distributed import all_reduce_sum, broadcast_object
+from superblock.training.sharding import clip_gradients, shard
+from superblock.training.strategies import resolve_strategy
+from superblock.training.supervision import supervision_at
+
+
+class LanguageModelModule(pl.LightningModule):
+    """Wraps a language model for Lightning's Trainer.
+
+    Attributes that callbacks read are public: `step` and `tokens_seen` survive a resume, the `last_*` tensors are
+    those of the latest optimizer step and are detached.
+    """
+
+    def __init__(self, config: RunConfig, data: PackedDataModule, tracker: Tracker, *, world_size: int, resume_from: Path | None = None, report: Callable[[str], None] = print) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config, self.data, self.tracker = config, data, tracker
+        self.world_size, self.resume_from, self._report = world_size, resume_from, report
+        self.model: Any = None
+        self.step = 0
+        self.total_steps = 0
+        self.tokens_seen = 0
+        self.training_seconds = 0.0
+        self.val_bits_per_byte: float | None = None
+        self.best_val_bits_per_byte: float | None = None
+        self.callback_states: dict[str, dict[str, Any]] = {}
+        self.last_losses: dict[str, Tensor] = {}
+        self.last_expert_counts_LE: Tensor | None = None
+        self.last_router_stats: dict[str, Tensor] = {}
+        self.last_gradient_norm: Tensor | None = None
+        self.last_learning_rate = 0.0
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step over all processes."""
+        return self.config.trainer.batch_size * self.config.data.sequence_length
+
+    def bytes_of_scored_tokens(self, split: str, tokens: int) -> float:
+        """Bytes that `tokens` scored tokens of a split stand for; exact for the whole split."""
+        part = getattr(self.data.corpus, split)
+        return float(part.num_bytes * tokens / len(part))
+
+    # -- set-up ---------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Builds the model once; under `fsdp` on the meta device, sharded, then filled shard by shard."""
+        if self.model is not None:
+            return
+        if resolve_strategy(self.config.trainer.strategy) == "fsdp":
+            self.model = shard(self.config.model, seed=self.config.seed, mesh=self.device_mesh["data_parallel"], device=self.device)
+        else:
+            self.model = build_model(self.config.model, seed=self.config.seed)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One optimizer; its learning rate is set in every step."""
+        return build_optimizer(self.model, self.config.optim)
+
+    def on_fit_start(self) -> None:
+        """Continues a checkpoint, or turns the budget into a number of steps."""
+        if self.resume_from:
+            self._restore(checkpoint.load(self.resume_from, model=self.model, optimizer=self._optimizer))
+            self.tracker.rewind(self.step)
+        else:
+            self.total_steps = self._steps_of_budget(Budget.parse(self.config.trainer.budget or ""))
+        self.data.first_step, self.data.total_steps = self.step, self.total_steps
+        every = self.config.evaluation.every
+        self._validation_steps = max(1, round(every * self.total_steps if every < 1 else every))
+        self._report(
+            f"train   {self.total_steps:,} steps of {self.tokens_per_step:,} tokens"
+            + (f", continuing after step {self.step:,}" if self.step else "")
+        )
+
+    def should_validate(self) -> bool:
+        """Whether the step just done is one that is validated; the last is followed by the whole split anyway."""
+        return self.step % self._validation_steps == 0 and self.step < self.total_steps
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside weights and optimizer, as JSON."""
+        return {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "tokens_seen": self.tokens_seen,
+            "training_seconds": self.training_seconds,
+            "best_val_bits_per_byte": self.best_val_bits_per_byte,
+        }
+
+    def _restore(self, progress: dict[str, Any]) -> None:
+        self.step, self.total_steps = progress["step"], progress["total_steps"]
+        self.tokens_seen, self.training_seconds = progress["tokens_seen"], progress["training_seconds"]
+        self.best_val_bits_per_byte = progress["best_val_bits_per_byte"]
+        self.callback_states = progress["callbacks"]
+
+    def _steps_of_budget(self, budget: Budget) -> int:
+        if budget.unit != "minutes":
+            return budget.steps(self.tokens_per_step, 1.0)
+        self.total_steps = 1_000_000  # the learning rate of the measured steps does not matter: they are undone
+        batches = [batch.to(self.device) for batch in self.data.batches(0, WARM_UP + TIMED)]
+        with self.trainer.precision_plugin.train_step_context():
+            seconds = seconds_per_step(self._optimizer_step, batches, self.model, self._optimizer)
+        self.step = self.tokens_seen = 0
+        self.training_seconds = 0.0
+        steps: int = broadcast_object(budget.steps(self.tokens_per_step, seconds))
+        return steps
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One optimizer step on this process's share of the batch."""
+        start = time.perf_counter()
+        self._optimizer_step(batch)
+        self.training_seconds += time.perf_counter() - start
+
+    def _optimizer_step(self, batch: Batch) -> None:
+        config = self.config
+        # dropout is a function of (seed, step, rank), so that a resumed run needs no generator state
+        torch.manual_seed(hash((config.seed, self.step, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+        supervision = supervision_at(
+            config.model, self.step, self.total_steps, sequence_length=config.data.sequence_length, seed=config.seed
+        )
+        factor = learning_rate_factor(config.schedule, self.step, self.total_steps)
+        self.last_learning_rate = set_learning_rate(self._optimizer, factor)
+        self.last_losses = {}
+
+        optimizer = self.optimizers()
+        optimizer.step(closure=lambda: self._accumulate_gradients(batch, supervision))  # type: ignore[union-attr]
+        optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        if self.last_expert_counts_LE is not None and config.model.moe.balance_rate:
+            self.model.balance_experts(self.last_expert_counts_LE, config.model.moe.balance_rate)
+        self.step += 1
+        self.tokens_seen += self.tokens_per_step
+
+    def _accumulate_gradients(self, batch: Batch, supervision: Supervision | None) -> None:
+        """Gradients of the whole batch: each loss term is divided by its targets over all micro-batches and processes."""
+        targets = self._global_targets(batch, supervision)
+        counts_LE: Tensor | None = None
+        for part in batch.split(self.config.trainer.micro_batches):
+            output: ModelOutput = self.model(part.input_ids_BT, part.pack, part.labels_BT, supervision=supervision)
+            share = part.num_targets / max(1, targets["next_token"])
+            objective = torch.zeros((), device=self.device)
+            for name, term in output.losses.items():
+                mean = term.total * share if name == "router" else term.total / max(1, targets[name])
+                objective = objective + term.weight * mean
+                self.last_losses[name] = self.last_losses.get(name, 0) + mean.detach()  # type: ignore[assignment]
+            # gradients are averaged over processes, while `targets` already counts all of them
+            with torch.autocast(self.device.type, enabled=False):
+                self.manual_backward(objective * self.world_size)
+            if output.expert_counts_LE is not None:
+                counts_LE = output.expert_counts_LE if counts_LE is None else counts_LE + output.expert_counts_LE
+            self.last_router_stats = output.router_stats
+        if counts_LE is not None and self.world_size > 1:
+            torch.distributed.all_reduce(counts_LE)
+        self.last_expert_counts_LE = counts_LE
+
+    def _global_targets(self, batch: Batch, supervision: Supervision | None) -> dict[str, int]:
+        counts: dict[str, int] = self.model.count_targets(batch, supervision)
+        if self.world_size == 1:
+            return counts
+        names = sorted(counts)
+        return dict(zip(names, map(int, all_reduce_sum([counts[name] for name in names])), strict=True))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips the global gradient norm, after fp16 gradients have been unscaled."""
+        self.last_gradient_norm = clip_gradients(self.model.parameters(), self.config.optim.gradient_clip or float("inf"))
+
+    # -- evaluation -----------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> ModelOutput:
+        """Scores every head's predictions; callbacks turn them into metrics."""
+        output: ModelOutput = self.model(batch.input_ids_BT, batch.pack, batch.labels_BT, score=True)
+        return output
+
+    test_step = validation_step
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Moves a batch with its document boundaries."""
+        return batch if device.type == "cpu" else batch.to(device)

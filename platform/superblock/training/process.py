@@ -1,0 +1,41 @@
+"""Settings of the whole process that make training on a processor faster without changing what is computed."""
+
+import ctypes
+import os
+import sys
+
+import torch
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def prepare_process(threads: int | None, processes: int) -> int:
+    """Sets the number of threads, keeps freed memory, and flushes subnormal numbers.
+
+    Args:
+        threads: CPU threads of this process; `None` is one per core, or one where several processes share the machine
+            (two spinning OpenMP pools on the same cores run 10 to 500 times slower).
+        processes: processes of this run.
+
+    Returns:
+        The number of threads in use.
+    """
+    count = threads or (1 if processes > 1 else os.cpu_count() or 1)
+    torch.set_num_threads(count)
+    keep_freed_memory()
+    # the decays of Gated DeltaNet underflow; subnormal arithmetic made a whole step 1.3 times slower
+    torch.set_flush_denormal(True)
+    return count
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep large freed blocks; page faults cost up to 4 times the matrix product that follows them."""
+    if sys.platform != "linux":
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:  # musl has no such knob
+        return
+    libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    libc.mallopt(_M_TOP_PAD, 64 << 20)
