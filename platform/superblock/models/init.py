@@ -6,8 +6,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from superblock.config.model import ModelConfig
 
@@ -29,8 +27,8 @@ def writer_std(config: ModelConfig) -> float:
 def init_weights(model: nn.Module, seed: int) -> None:
     """Fills every parameter of a `SuperblockModel`, which may be fresh from `to_empty` or sharded (DTensor).
 
-    | parameter                                         | initial value                                                |
-    |---------------------------------------------------|--------------------------------------------------------------|
+    | parameter                                          | initial value                                                |
+    | -------------------------------------------------- | ------------------------------------------------------------ |
     | embedding, unembedding, router, all input matrices | normal, `initial_std`                                        |
     | mixer.out, down, shared_down                       | normal, `writer_std`                                         |
     | mtp.<k>.w2                                         | 0: a new depth repeats its predecessor                       |
@@ -59,10 +57,14 @@ def init_weights(model: nn.Module, seed: int) -> None:
 
 def _local_region(parameter: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
     """This process's storage and the part of the whole tensor that it holds."""
-    if not isinstance(parameter, DTensor):
+    if not hasattr(parameter, "placements"):  # not a DTensor, whose import takes a second
         return parameter, tuple(slice(0, n) for n in parameter.shape)
-    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    return parameter.to_local(), tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    sharded = cast(DTensor, parameter)
+    shape, offset = compute_local_shape_and_global_offset(sharded.shape, sharded.device_mesh, sharded.placements)
+    return sharded.to_local(), tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
