@@ -39,7 +39,7 @@ def small_model(**changes: object) -> SuperblockModel:
 
 
 def small_optimizer(model: nn.Module, name: str = "adamw") -> torch.optim.Optimizer:
-    return build_optimizer(model, OptimConfig(name=name, learning_rate=1e-2))
+    return build_optimizer(model, OptimConfig(name=name))
 
 
 def batch_at(step: int) -> Tensor:
