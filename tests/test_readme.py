@@ -35,7 +35,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     given: list[Any] = []
     for module, function in (
         ("superblock.training.loop", "train"),
-        ("superblock.generation.session", "generate"),
+        ("superblock.generation.command", "generate"),
         ("superblock.planning.plan", "show"),
         ("superblock.tracking.server", "serve"),
     ):

@@ -16,7 +16,7 @@ from superblock.config.tracking import TrackingConfig
 
 LIBRARY = {
     "run": ("superblock.training.loop", "train", RunConfig),
-    "generate": ("superblock.generation.session", "generate", GenerateConfig),
+    "generate": ("superblock.generation.command", "generate", GenerateConfig),
     "plan": ("superblock.planning.plan", "show", PlanConfig),
     "ui": ("superblock.tracking.server", "serve", TrackingConfig),
 }

@@ -1,6 +1,6 @@
 """`superblock generate`: continue a text with a trained model."""
 
-from superblock.cli.app import launch, say
+from superblock.cli.app import launch
 from superblock.config.run import GenerateConfig
 
 
@@ -10,7 +10,6 @@ def main() -> None:
 
 def run(config: GenerateConfig) -> None:
     """Writes what the model makes of the prompt."""
-    say(f"generate: looking for run {config.run}")
-    from superblock.generation.session import generate
+    from superblock.generation.command import generate
 
     generate(config)

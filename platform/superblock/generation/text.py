@@ -43,11 +43,11 @@ class TextStream:
         self.stopped = False
         """A stop string was found; the text ends before it."""
 
-    def add(self, token: int) -> str:
-        """The text that a token completes; empty when there is none yet."""
+    def add(self, token: int, shown: bytes = b"") -> str:
+        """The text that a token completes, without the bytes at its beginning that were `shown` before."""
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(self._token_bytes[token])
+        self._held += self._decoder.decode(self._token_bytes[token].removeprefix(shown))
         found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
             self.stopped = True
