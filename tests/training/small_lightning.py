@@ -47,9 +47,9 @@ class SmallModule(pl.LightningModule):
         self.losses += [all_reduce_sum([loss.item()])[0] / world_size()]
 
 
-def fit(strategy: str) -> dict[str, Any]:
+def fit(strategy: str, module: SmallModule | None = None) -> dict[str, Any]:
     """Losses, and whether the parameters are sharded."""
-    module = SmallModule(strategy)
+    module = module or SmallModule(strategy)
     trainer = pl.Trainer(
         accelerator="cpu",
         strategy=build_strategy(strategy, "cpu"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from small_lightning import SmallModule, fit
 from small_training import TOTAL, small_config, small_model, small_optimizer, train
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -132,3 +133,10 @@ def test_fsdp_on_one_process(group_of_one: None, name: str, tolerance: float) ->
         assert torch.equal(whole, expected.state_dict()[key])
     losses = train(expected, small_optimizer(expected, name), range(TOTAL))
     assert train(model, small_optimizer(model, name), range(TOTAL)) == pytest.approx(losses, abs=tolerance)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo needs a network interface by name there")
+def test_an_unsharded_model_is_refused(group_of_one: None) -> None:
+    with pytest.raises(RuntimeError, match="parameters unsharded, model.embedding.weight first"):
+        fit("fsdp", SmallModule("single"))
+    assert fit("fsdp")["sharded"]

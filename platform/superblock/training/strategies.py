@@ -4,9 +4,11 @@
 FSDPStrategy is the older FSDP1: it refuses CPUs, cannot clip by norm, and flattens the matrices that Muon needs.
 """
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
+from torch.distributed.tensor import DTensor
 
 from superblock.config.fields import ConfigError
 from superblock.training.distributed import TIMEOUT, launched_processes
@@ -35,6 +37,16 @@ class FSDP2Strategy(_TorchrunOnly, ModelParallelStrategy):
 
     def __init__(self) -> None:
         super().__init__(data_parallel_size=launched_processes(), tensor_parallel_size=1, timeout=TIMEOUT)
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Lightning's set-up, then a check: an unsharded model would train on each process's own gradients, unnoticed."""
+        super().setup(trainer)
+        assert self.model is not None
+        plain = [name for name, parameter in self.model.named_parameters() if not isinstance(parameter, DTensor)]
+        if plain:
+            raise RuntimeError(
+                f"strategy fsdp: configure_model left {len(plain)} parameters unsharded, {plain[0]} first"
+            )
 
 
 class DDPByTorchrun(_TorchrunOnly, DDPStrategy):
