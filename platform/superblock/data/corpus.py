@@ -6,7 +6,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from superblock.data.sources import Source, open_source
 from superblock.data.text_store import SPLITS
 from superblock.data.token_file import TokenFile
 
-FORMAT = 1  # raise it when prepared files change their meaning
+FORMAT = 2  # raise it when prepared files change their meaning
 Report = Callable[[str], None]
 
 
@@ -167,22 +168,19 @@ def _fingerprint(config: DataConfig, source: Source) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-class _only_one:
+@contextmanager
+def _only_one(folder: Path, report: Report) -> Iterator[None]:
     """Holds the lock of a corpus; says so if another process has it. The lock vanishes with its process."""
-
-    def __init__(self, folder: Path, report: Report) -> None:
-        self.lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-        self.report = report
-
-    def __enter__(self) -> None:
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            self.report("another process is preparing this corpus; waiting for it")
-            self.lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        report("another process is preparing this corpus; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _prepare(config: DataConfig, source: Source, fingerprint: str, folder: Path, report: Report) -> None:

@@ -1,12 +1,12 @@
-"""Data sets of the Hugging Face hub, local folders in its layout, and tables: what is read through `datasets`."""
+"""Data sets of the Hugging Face hub, and local folders in its layout, read through `datasets`."""
 
 import hashlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from superblock.data.documents import Account, DataError, Document, cut
+from superblock.data.documents import Account, DataError, Document
+from superblock.data.records import first_line, record_text
 
 
 class HubSource:
@@ -60,50 +60,12 @@ class HubSource:
                 first = next(records, None)
             except Exception as error:
                 raise DataError(
-                    f"data.name={self.dataset}: reading stopped after record {number:,}: {_first_line(error)}"
+                    f"data.name={self.dataset}: reading stopped after record {number:,}: {first_line(error)}"
                 ) from error
 
     def _explain(self, error: Exception) -> str:
-        text = _first_line(error)
+        text = first_line(error)
         if type(error).__name__ == "EmptyDatasetError" or isinstance(error, FileNotFoundError):
             text = "no such folder here, and no such data set can be reached on the hub"
         subset = f" data.subset={self.subset}" if self.subset else ""
         return f"data.name={self.dataset}{subset} data.split={self.split}: {text}"
-
-
-def record_text(where: str, text: object, limit: int, account: Account) -> Iterator[Document]:
-    """The documents of one record's text field."""
-    if isinstance(text, str):
-        yield from cut(where, text, limit, account)
-    else:
-        account.fault("record without text", f"{where}: {type(text).__name__}")
-
-
-def parquet(name: str, stream: BinaryIO, field: str, limit: int, account: Account) -> Iterator[Document]:
-    """A document per row of a table, a batch of rows at a time."""
-    import pyarrow
-    import pyarrow.parquet
-
-    if not stream.seekable():  # zstd outside, which nobody needs around a format that is compressed inside
-        stream = io.BytesIO(stream.read())
-    try:
-        table = pyarrow.parquet.ParquetFile(stream)
-    except pyarrow.ArrowException as error:
-        account.fault("damaged parquet", f"{name}: {_first_line(error)}")
-        return
-    columns = table.schema_arrow.names
-    if field not in columns:
-        account.fault(f"no field '{field}' (data.text_field)", f"{name} has: {', '.join(columns[:8])}")
-        return
-    row = 0
-    try:
-        for batch in table.iter_batches(batch_size=64, columns=[field]):
-            for text in batch.column(0).to_pylist():
-                row += 1
-                yield from record_text(f"{name}:{row}", text, limit, account)
-    except pyarrow.ArrowException as error:
-        account.fault("damaged parquet", f"{name}, after row {row:,}: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

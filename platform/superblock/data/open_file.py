@@ -2,13 +2,14 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 TEXT = (".txt", ".md", ".py")
 RECORDS = (".jsonl", ".parquet")
@@ -30,14 +31,15 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
     """A binary stream of what the file holds, decompressed piece by piece."""
     ending = path.suffix.lower()
     if ending == ".zst":
-        import pyarrow  # comes with datasets; the standard library reads zstd from Python 3.14
+        # comes with datasets; the standard library reads zstd from Python 3.14 on
+        import pyarrow  # type: ignore[import-untyped]
 
         with pyarrow.input_stream(str(path), compression="zstd") as stream:
-            yield cast(BinaryIO, stream)
+            yield cast(BinaryIO, io.BufferedReader(stream))  # arrow's own cannot read lines
         return
-    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(ending, open)
-    with opener(path, "rb") as stream:
-        yield cast(BinaryIO, stream)
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    with openers.get(ending, open)(path, "rb") as stream:
+        yield stream
 
 
 def zip_members(path: Path) -> Iterator[tuple[str, str]]:

@@ -1,20 +1,19 @@
 """The user's own files: a document per .txt, .md and .py file, or per record of .jsonl and .parquet files.
 
-Plain text and JSON lines are read here rather than by `datasets`, whose readers take a whole file into memory and cannot
-say which line is bad; tables are read through `datasets`.
+They are read here and with `pyarrow` rather than through `datasets`, whose text reader takes a whole file into memory and
+whose JSON reader cannot say which line is bad.
 """
 
 import glob
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from superblock.data import hub
-from superblock.data.documents import Account, DataError, Document, cut, decode_stream
+from superblock.data.documents import Account, DataError, Document, decode_stream
 from superblock.data.open_file import ACCEPTED, READ_ERRORS, kind, open_bytes, open_member, zip_members
+from superblock.data.records import json_lines, parquet
 
 MAGIC = "*?["
 TWICE = "link to a folder that is read already"
@@ -69,7 +68,7 @@ class TextSource:
         if ending == ".jsonl":
             return json_lines(name, stream, self.text_field, self.limit, account)
         if ending == ".parquet":
-            return hub.parquet(name, stream, self.text_field, self.limit, account)
+            return parquet(name, stream, self.text_field, self.limit, account)
         return decode_stream(name, stream, self.limit, account)
 
     def _find(self, path: Path) -> tuple[Path, list[str]]:
@@ -121,30 +120,3 @@ class TextSource:
             self.search.note("file of another kind", relative)
             return False
         return True
-
-
-def json_lines(name: str, stream: BinaryIO, field: str, limit: int, account: Account) -> Iterator[Document]:
-    """A document per line; faults are named by file and line. A line may have twice the bytes of the longest document."""
-    number = 0
-    while line := stream.readline(2 * limit):
-        number += 1
-        where = f"{name}:{number}"
-        if len(line) >= 2 * limit and not line.endswith(b"\n"):
-            while (skipped := stream.readline(2 * limit)) and not skipped.endswith(b"\n"):
-                pass
-            account.fault("line longer than twice data.max_document_bytes", where)
-            continue
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            account.fault("malformed JSON", f"{where}: {error}")
-            continue
-        if not isinstance(record, dict) or field not in record:
-            fields = ", ".join(list(record)[:8]) if isinstance(record, dict) else type(record).__name__
-            account.fault(f"no field '{field}' (data.text_field)", f"{where} has: {fields}")
-        elif not isinstance(record[field], str):
-            account.fault(f"field '{field}' is no text", f"{where}: {type(record[field]).__name__}")
-        else:
-            yield from cut(where, record[field], limit, account)

@@ -102,7 +102,7 @@ def _admit(name: str, text: str, account: Account) -> bytes | None:
 
 def draw(name: str) -> float:
     """A number in [0, 1) that depends on the name alone, equal on every machine."""
-    data = name.encode("utf-8", "surrogateescape")
+    data = f"superblock/{name}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") / 2**64
 
 
