@@ -35,8 +35,9 @@ class Checkpointing(pl.Callback):
         config: dict[str, Any],
         tokenizer: Path,
         interruption: Interruption,
+        stateful: Mapping[str, pl.Callback],
     ) -> None:
-        self.run_folder, self.every, self.keep_last = run_folder, every, keep_last
+        self.run_folder, self.every, self.keep_last, self.stateful = run_folder, every, keep_last, stateful
         self.config, self.tokenizer, self.interruption = config, tokenizer, interruption
         self._last_time = time.monotonic()
         self._saved_step = -1

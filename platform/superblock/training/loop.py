@@ -107,8 +107,13 @@ def _train(
         interruption=interruption,
         stateful=measure,
     )
-    generate = Session(module, corpus.tokenizer).complete
-    samples = Samples(generate, PROMPTS, count=config.evaluation.samples, tokens=config.evaluation.sample_tokens, seed=config.seed)
+    samples = Samples(
+        lambda prompt, tokens, seed: Session(module.model, corpus.tokenizer).complete(prompt, tokens, seed),
+        PROMPTS,
+        count=config.evaluation.samples,
+        tokens=config.evaluation.sample_tokens,
+        seed=config.seed,
+    )
     progress = [ProgressBar(perplexity=measure["perplexity"])] if config.trainer.progress else []
     trainer = pl.Trainer(
         accelerator=accelerator,
