@@ -16,7 +16,7 @@ SMALL = (
     "model.gqa.num_kv_heads=1", "model.gqa.head_dim=16", "model.moe.num_experts=4", "model.moe.d_expert=16",
     "model.moe.d_shared=16", "model.mtp.d_hidden=16", "model.mtp.d_block=32", "trainer.batch_size=4", "trainer.precision=fp32",
     "trainer.budget=12steps", "trainer.log_every=1", "evaluation.every=4", "evaluation.val_sequences=8", "evaluation.sample_tokens=8",
-    "tracking=none", "tracking.system_metrics=false",
+    "tracking=none", "tracking.system_metrics=false", "trainer.threads=1",
 )  # fmt: skip
 """Overrides of a run that ends in a few seconds."""
 

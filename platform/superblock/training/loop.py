@@ -117,7 +117,7 @@ def _train(
     progress = [ProgressBar(perplexity=measure["perplexity"])] if config.trainer.progress else []
     trainer = pl.Trainer(
         accelerator=accelerator,
-        devices=1 if world_size == 1 else "auto" if accelerator == "gpu" else distributed.local_world_size(),
+        devices=distributed.local_world_size(),
         num_nodes=distributed.num_nodes(),
         strategy=build_strategy(config.trainer.strategy, accelerator, config.trainer.precision),
         precision=PRECISIONS[config.trainer.precision],  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ class LanguageModelModule(pl.LightningModule):
         if self.model is not None:
             return
         if resolve_strategy(self.config.trainer.strategy) == "fsdp":
-            self.model = shard(self.config.model, seed=self.config.seed, mesh=self.device_mesh["data_parallel"], device=self.device)
+            self.model = shard(self.config.model, seed=self.config.seed, mesh=self.device_mesh["data_parallel"], device=self.trainer.strategy.root_device)
         else:
             self.model = build_model(self.config.model, seed=self.config.seed)
 
