@@ -153,3 +153,13 @@ def test_under_torchrun(
         monkeypatch.setenv(name, value)
     answer = superblock("run", override)
     assert answer.status == 2 and text in answer.err
+
+
+def test_causes_that_form_a_ring() -> None:
+    """Hydra makes one where a debugger or coverage traces the program."""
+    from superblock.cli.commands import COMMANDS
+    from superblock.cli.errors import explain
+
+    first, second = RuntimeError("first"), RuntimeError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert explain(first, COMMANDS["run"], []) is None
