@@ -76,7 +76,9 @@ def variants(superblocks: int) -> dict[str, Callable[[], None]]:
         result[name] = stepper(ours, our_loss, bf16=bf16)
     for name, bf16 in (("transformers bf16", True), ("transformers fp32", False)):
         theirs = peer(superblocks)
-        result[name] = stepper(theirs, lambda model=theirs: model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss, bf16=bf16)  # type: ignore[misc]
+        result[name] = stepper(
+            theirs, lambda model=theirs: model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss, bf16=bf16
+        )  # type: ignore[misc]
     return result
 
 

@@ -1,9 +1,14 @@
 """A model of your own in one file: a GRU that predicts the next token, known as `model.family=gru`.
 
 Training asks four things of a model: `config`, `num_moe_layers`, `count_targets` and a `forward` that returns losses for
-labels, scores where asked, and logits otherwise. Import this file before training starts, and every command, metric,
-checkpoint and report works for it. Legend: B sequences, T tokens, D width, V vocabulary.
+labels, scores where asked, and logits otherwise. Then every command, metric and checkpoint works for it:
+
+    python -m platform.run model.file=tests/examples/own_model.py model.family=gru
+
+Legend: B sequences, T tokens, D width, V vocabulary.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +17,15 @@ from superblock.config.model import ModelConfig
 from superblock.kernels.cross_entropy import linear_cross_entropy, score_tokens
 from superblock.kernels.packing import PackInfo
 from superblock.models.batch import IGNORE, Batch, LossTerm, ModelOutput, Supervision, TokenScores
+from superblock.models.cache import Cache
 from superblock.models.registry import register
+
+
+@dataclass
+class GRUState:
+    """What decoding keeps between tokens."""
+
+    hidden_BD: Tensor | None = None
 
 
 class GRUModel(nn.Module):
@@ -35,12 +48,18 @@ class GRUModel(nn.Module):
         *,
         supervision: Supervision | None = None,
         score: bool = False,
+        cache: Cache | None = None,
+        last_only: bool = False,
     ) -> ModelOutput:
         """`next_token` as loss or scores, or logits; there are no heads, so `supervision` has nothing to ask for."""
-        h_BTD, _ = self.gru(self.embedding(input_ids_BT))
+        state = GRUState() if cache is None else cache.states.setdefault((0, 0), GRUState())
+        before_1BD = None if state.hidden_BD is None else state.hidden_BD[None]
+        h_BTD, after_1BD = self.gru(self.embedding(input_ids_BT), before_1BD)
+        if cache is not None:
+            state.hidden_BD, cache.length = after_1BD[0], cache.length + input_ids_BT.shape[1]
         weight_VD, chunk = self.embedding.weight, self.config.cross_entropy_chunk
         if labels_BT is None:
-            return ModelOutput(logits_BTV=(h_BTD @ weight_VD.T).float())
+            return ModelOutput(logits_BTV=((h_BTD[:, -1:] if last_only else h_BTD) @ weight_VD.T).float())
         if score:
             nll_N, rank_N = score_tokens(h_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), chunk=chunk)
             return ModelOutput(scores={"next_token": TokenScores(nll_N.view_as(labels_BT), rank_N.view_as(labels_BT))})

@@ -21,7 +21,9 @@ def losses(name: str) -> list[tuple[int, float]]:
     return metric_history(Path("runs") / name)["train/loss"]
 
 
-def test_a_run_trains_evaluates_and_records(compose: Compose, small: Overrides, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_trains_evaluates_and_records(
+    compose: Compose, small: Overrides, capsys: pytest.CaptureFixture[str]
+) -> None:
     summary = train(compose("run", *small("name=first")))
     assert summary is not None
     assert summary.steps == 12
@@ -54,14 +56,29 @@ def test_same_seed_same_losses_and_another_seed_others(compose: Compose, small: 
 
 def test_micro_batches_give_the_losses_of_one_big_batch(compose: Compose, small: Overrides) -> None:
     for name, parts in (("whole", 1), ("parts", 4)):
-        train(compose("run", *small(f"name={name}", f"trainer.micro_batches={parts}", "evaluation=quick", "model.mtp.start=0", "model.moe.aux_loss=0")))
+        train(
+            compose(
+                "run",
+                *small(
+                    f"name={name}",
+                    f"trainer.micro_batches={parts}",
+                    "evaluation=quick",
+                    "model.mtp.start=0",
+                    "model.moe.aux_loss=0",
+                ),
+            )
+        )
     for (step, whole), (_, parts) in zip(losses("whole"), losses("parts"), strict=True):
         assert whole == pytest.approx(parts, rel=2e-5), step
 
 
-def test_interrupted_and_resumed_run_repeats_the_uninterrupted_one(compose: Compose, small: Overrides, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupted_and_resumed_run_repeats_the_uninterrupted_one(
+    compose: Compose, small: Overrides, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Ctrl-C after step 5, with dropout, so that the generator's state matters, and with multi-token heads appearing later."""
-    settings = small("model.embedding_dropout=0.1", "trainer.checkpoint_every=100steps", "stage=mvp2", "model.num_superblocks=2")
+    settings = small(
+        "model.embedding_dropout=0.1", "trainer.checkpoint_every=100steps", "stage=mvp2", "model.num_superblocks=2"
+    )
     train(compose("run", *settings, "name=whole"))
 
     from superblock.training import interruption
@@ -112,7 +129,9 @@ def test_a_budget_in_minutes_becomes_steps(compose: Compose, small: Overrides) -
     assert losses("timed")[0][0] == 1
 
 
-def test_divergence_stops_the_run_and_names_the_step(compose: Compose, small: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_stops_the_run_and_names_the_step(
+    compose: Compose, small: Overrides, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from superblock.callbacks.nonfinite import NonFiniteError
     from superblock.training import module
 
@@ -136,7 +155,9 @@ def test_divergence_stops_the_run_and_names_the_step(compose: Compose, small: Ov
     ],
 )  # fmt: skip
 def test_every_choice_trains(compose: Compose, small: Overrides, choice: str) -> None:
-    summary = train(compose("run", *small("name=it", "evaluation=quick", "trainer.budget=2steps", "model.mtp.start=0", choice)))
+    summary = train(
+        compose("run", *small("name=it", "evaluation=quick", "trainer.budget=2steps", "model.mtp.start=0", choice))
+    )
     assert summary is not None
     assert summary.steps == 2
     assert all(0 < loss < 10 for _, loss in losses("it"))

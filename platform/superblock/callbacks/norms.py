@@ -43,7 +43,9 @@ class Norms(Callback):
             moved = moved + stride * (after.double() - before.double()).square().sum()
             size = size + stride * before.double().square().sum()
         self._before = []
-        parameters = torch.stack([p.double().square().sum() for p in _local_parameters(pl_module.model)]).sum()
+        parameters = torch.stack(
+            [torch.linalg.vector_norm(p, dtype=torch.float64).square() for p in _local_parameters(pl_module.model)]
+        ).sum()
         squares = torch.stack([parameters, moved, size])
         if any(isinstance(p, DTensor) for p in pl_module.model.parameters()):
             torch.distributed.all_reduce(squares)  # each process holds its own shard

@@ -70,6 +70,9 @@ def compose(command: Command) -> list[tuple[str, Any]]:
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
+    from superblock.cli.overrides import literal
+
+    sys.argv[1:] = [literal(word) for word in sys.argv[1:]]
     _check(command, _arguments())
     register(command)
     jobs: list[tuple[str, Any]] = []

@@ -1,5 +1,6 @@
 """What the user wrote after the command, checked before Hydra sees it, so that an error names what was meant."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,18 @@ from hydra.errors import HydraException
 
 from superblock.cli.commands import COMMANDS, Command, groups, options, sections
 from superblock.config.fields import ConfigError, FieldDoc, closest, document
+
+FREE_TEXT = ("prompt", "stop")
+"""Keys whose value is taken as it was typed: Hydra would trim the space that ends `prompt="def "` and parse brackets."""
+
+
+def literal(word: str) -> str:
+    """An override whose value is free text, quoted for Hydra unless the user did; any other word as it is."""
+    key, _, value = word.partition("=")
+    if key not in FREE_TEXT or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return word
+    value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+    return f"{key}='{value.replace('${', chr(92) + '${')}'"
 
 
 def check(command: Command, overrides: Sequence[str], *, multirun: bool) -> None:

@@ -103,6 +103,7 @@ class ModelConfig:
     """A whole model. Defaults are MVP-1 at tiny scale."""
 
     family: str = knob("superblock", "model family: superblock, or a name that your own file has registered")
+    file: str | None = knob(None, "Python file that registers a family of your own")
     d_model: int = knob(256, "width of the residual stream; a multiple of 8", minimum=8)
     vocab_size: int = knob(4096, "rows of the embedding table; a multiple of 64", minimum=64)
     num_superblocks: int = knob(1, "superblocks", minimum=1)

@@ -18,7 +18,7 @@ class TrackingConfig:
     uri: str | None = knob(None, "tracking=server: address of the server; tracking=sqlite: another database file's URI")
     experiment: str = knob("superblock", "MLflow experiment")
     arm: str = knob("default", "tag that names the arm of a comparison")
-    flush_seconds: float = knob(2.0, "seconds between two deliveries to MLflow", above=0, maximum=3600)
+    flush_seconds: float = knob(10.0, "seconds between two deliveries to MLflow", above=0, maximum=3600)
     timeout_seconds: float = knob(
         10.0, "longest wait for undelivered values at the end of a run", minimum=0, maximum=3600
     )

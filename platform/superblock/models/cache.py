@@ -5,6 +5,7 @@ widths.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,8 +53,9 @@ class KeyValueState:
 class Cache:
     """States of all mixers of a model for one batch of sequences. Starts empty; every call of the model extends it."""
 
-    states: dict[tuple[int, int], DeltaState | KeyValueState] = field(default_factory=dict)
-    """By index of the superblock and of the layer within it; a mixer makes its own at the first call."""
+    states: dict[tuple[int, int], Any] = field(default_factory=dict)
+    """By index of the superblock and of the layer within it; a mixer makes its own at the first call, a dataclass of
+    tensors whose first dimension is the batch."""
     length: int = 0
     """Tokens seen so far."""
 

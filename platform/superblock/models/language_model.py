@@ -22,7 +22,7 @@ from superblock.models.init import init_weights
 from superblock.models.moe import STATS, MoE, Routing
 from superblock.models.mtp import MTPHead
 from superblock.models.norm import RMSNorm
-from superblock.models.registry import builder_of, register
+from superblock.models.registry import builder_of, import_families, register
 from superblock.models.superblock import Superblock
 from superblock.models.targets import HeadTerm
 
@@ -204,8 +204,10 @@ def build_model(config: ModelConfig, *, seed: int, device: str = "cpu") -> Super
         device: where the model lives; "meta" builds shapes without storage, to be filled by `init_weights` later.
 
     Raises:
-        ConfigError: for an unknown family, or a size that is not `model.expect_params`.
+        ConfigError: for an unknown family, a `config.file` that cannot be imported, or a size that is not `model.expect_params`.
     """
+    if config.file is not None:
+        import_families(config.file)
     return builder_of(config.family)(config, seed=seed, device=device)
 
 

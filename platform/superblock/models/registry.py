@@ -9,7 +9,11 @@ What training needs of a model is `LanguageModel`; tests/examples/own_model.py i
 T tokens, L MoE layers, E experts.
 """
 
+import importlib.util
+import sys
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -18,6 +22,7 @@ from superblock.config.fields import ConfigError, closest
 from superblock.config.model import ModelConfig
 from superblock.kernels.packing import PackInfo
 from superblock.models.batch import Batch, ModelOutput, Supervision
+from superblock.models.cache import Cache
 
 
 class LanguageModel(Protocol):
@@ -37,8 +42,11 @@ class LanguageModel(Protocol):
         *,
         supervision: Supervision | None = None,
         score: bool = False,
+        cache: Cache | None = None,
+        last_only: bool = False,
     ) -> ModelOutput:
-        """With labels the losses, `next_token` among them; with `score` per-token scores; without labels logits."""
+        """With labels the losses, `next_token` among them; with `score` per-token scores; without labels logits, which
+        continue what `cache` holds. The model keeps its state in `cache.states` and moves `cache.length`."""
 
     def count_targets(self, batch: Batch, supervision: Supervision | None) -> dict[str, int]:
         """The counts of the losses that `forward` returns for this batch, without computing them."""
@@ -61,6 +69,30 @@ def register(name: str) -> Callable[[Builder], Builder]:
         return builder
 
     return add
+
+
+def import_families(file: str) -> None:
+    """Runs a Python file, once per process, for the families it registers.
+
+    Raises:
+        ConfigError: if there is no such file, or it cannot be imported.
+    """
+    path = Path(file).expanduser().resolve()
+    name = f"superblock_family_{sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return
+    if not path.is_file():
+        raise ConfigError(f"model.file={file}: there is no such file")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"model.file={file}: must be a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(f"model.file={file}: {type(error).__name__}: {error}") from error
 
 
 def builder_of(family: str) -> Builder:

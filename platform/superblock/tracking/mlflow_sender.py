@@ -9,6 +9,7 @@ has both.
 import json
 import logging
 import math
+import os
 import re
 import sys
 import threading
@@ -33,6 +34,13 @@ METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 EVENTS_PER_READ = 1000
 LONGEST_PAUSE = 30.0  # seconds between two attempts while the store is away
+
+
+def _yield_to_training() -> None:
+    """Gives this thread the lowest priority, where threads have one of their own: training's threads wait for each other,
+    so that each of them is as slow as the one whose processor is taken away."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def to_stderr(line: str) -> None:
@@ -75,6 +83,7 @@ class Sender(threading.Thread):
 
     def run(self) -> None:
         """Delivers, pauses, delivers; pauses grow while the store is away."""
+        _yield_to_training()
         prepare_environment()
         # a warning per retry would flood the screen
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

@@ -13,7 +13,9 @@ WARM_UP, TIMED = 3, 7
 """Steps of the measurement: kernels choose their forms in the first ones; 10 steps of MVP-1 take about 2 s."""
 
 
-def seconds_per_step(step: Callable[[Batch], object], batches: Iterable[Batch], model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+def seconds_per_step(
+    step: Callable[[Batch], object], batches: Iterable[Batch], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> float:
     """The median duration of a whole optimizer step, leaving model and optimizer exactly as they were.
 
     Args:

@@ -8,25 +8,30 @@ from superblock.config.run import RunConfig
 from superblock.data.corpus import Corpus
 from superblock.evaluation.curve import curve
 from superblock.evaluation.summary import RunSummary, SplitResult
-from superblock.models.formulas import Counts
 from superblock.tracking.run import ARTIFACTS, Tracker
 from superblock.tracking.runs import list_runs
 from superblock.tracking.spool import metric_history
 from superblock.training.module import LanguageModelModule
+from superblock.training.size import ModelSize
 from superblock.training.starting import Start
 
 NEXT_STAGE = {"mvp1": "mvp2", "mvp2": "mvp3", "mvp3": "mvp4"}
 
 
 def summarise(
-    config: RunConfig, start: Start, corpus: Corpus, counts: Counts, module: LanguageModelModule, measure: dict[str, Any]
+    config: RunConfig,
+    start: Start,
+    corpus: Corpus,
+    size: ModelSize,
+    module: LanguageModelModule,
+    measures: dict[str, Any],
 ) -> RunSummary:
     """The numbers a run ends with.
 
     Args:
-        measure: the measuring callbacks by name, as `training.loop` makes them.
+        measures: the measuring callbacks by name, as `training.loop` makes them.
     """
-    throughput: Throughput = measure["throughput"]
+    throughput: Throughput = measures["throughput"]
     summary = RunSummary(
         name=start.name,
         stage=config.stage.name,
@@ -34,19 +39,19 @@ def summarise(
         steps=module.step,
         tokens=module.tokens_seen,
         minutes=module.training_seconds / 60,
-        parameters_total=counts.total,
-        parameters_active=counts.active,
+        parameters_total=size.total,
+        parameters_active=size.active,
         tokens_per_second=throughput.tokens_per_second or None,
         flops_per_second=throughput.flops_per_second or None,
         matmul_share=throughput.matmul_share or None,
-        peak_memory_bytes=measure["memory"].peak,
+        peak_memory_bytes=measures["memory"].peak,
         checkpoint=str(start.folder / "checkpoints"),
         data_digest=corpus.digest,
         next_stage=NEXT_STAGE.get(config.stage.name),
     )
     if config.evaluation.test:
         for split, prefix, part in (("validation", "final/val_", "val"), ("test", "test/", "test")):
-            summary.splits[split] = _split(config, corpus, measure, prefix, part)
+            summary.splits[split] = _split(config, corpus, measures, prefix, part)
     return summary
 
 
@@ -58,9 +63,11 @@ def record(summary: RunSummary, folder: Path, tokens_per_step: int, tracker: Tra
         tracker.artifact(picture, "plots")
 
 
-def _split(config: RunConfig, corpus: Corpus, measure: dict[str, Any], prefix: str, part: str) -> SplitResult:
-    quality, accuracy = measure["perplexity"].results, measure["accuracy"].results
-    result = SplitResult(quality[f"{prefix}perplexity"], quality[f"{prefix}bits_per_byte"], accuracy[f"{prefix}accuracy_top1"])
+def _split(config: RunConfig, corpus: Corpus, measures: dict[str, Any], prefix: str, part: str) -> SplitResult:
+    quality, accuracy = measures["perplexity"].results, measures["accuracy"].results
+    result = SplitResult(
+        quality[f"{prefix}perplexity"], quality[f"{prefix}bits_per_byte"], accuracy[f"{prefix}accuracy_top1"]
+    )
     if config.evaluation.reference_points:
         result.references |= corpus.reference_points(part)
     if part == "test" and config.stage.parent:
@@ -73,7 +80,9 @@ def _best_of(stage: str, scale: str, digest: str) -> dict[str, float]:
     results = [
         run.summary["splits"]["test"]["bits_per_byte"]
         for run in list_runs(stage=stage, scale=scale)
-        if run.status == "FINISHED" and run.summary.get("data_digest") == digest and "test" in run.summary.get("splits", {})
+        if run.status == "FINISHED"
+        and run.summary.get("data_digest") == digest
+        and "test" in run.summary.get("splits", {})
     ]
     return {f"best {stage}": min(results)} if results else {}
 

@@ -46,7 +46,9 @@ class PackedDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation split: a fixed part of it during training, the whole at the end."""
-        return self._evaluation(self.corpus.val, None if self.whole_validation else self.config.evaluation.val_sequences)
+        return self._evaluation(
+            self.corpus.val, None if self.whole_validation else self.config.evaluation.val_sequences
+        )
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The whole test split."""

@@ -24,7 +24,6 @@ from superblock.config.run import RunConfig
 from superblock.data.corpus import Corpus, prepare
 from superblock.evaluation.summary import RunSummary, render
 from superblock.generation.session import Session
-from superblock.models.formulas import Counts, count
 from superblock.tracking.run import Tracker
 from superblock.training import distributed
 from superblock.training.conclusion import record, summarise
@@ -32,6 +31,7 @@ from superblock.training.data_module import PackedDataModule
 from superblock.training.interruption import Interruption
 from superblock.training.module import LanguageModelModule
 from superblock.training.process import prepare_process
+from superblock.training.size import ModelSize, measure
 from superblock.training.starting import Start, choose, resume_command
 from superblock.training.strategies import build_strategy, resolve_accelerator
 
@@ -66,14 +66,16 @@ def train(config: RunConfig) -> RunSummary | None:
     _quiet()
 
     corpus = _corpus(config, rank, say)
-    counts = count(config.model)
-    say(f"model   {counts.total / 1e6:.2f} M parameters, {counts.active / 1e6:.2f} M active per token")
+    size = measure(config.model, config.data.sequence_length)
+    say(f"model   {size.total / 1e6:.2f} M parameters, {size.active / 1e6:.2f} M active per token")
     interruption = Interruption()
     interruption.install()
-    tracker = Tracker.start(config, run_folder=start.folder, run_name=start.name, resume=start.checkpoint is not None, rank=rank, report=say)
+    tracker = Tracker.start(
+        config, run_folder=start.folder, run_name=start.name, resume=start.checkpoint is not None, rank=rank, report=say
+    )
     try:
         with tracker:
-            summary = _train(config, start, corpus, counts, tracker, interruption, accelerator, threads, say)
+            summary = _train(config, start, corpus, size, tracker, interruption, accelerator, threads, say)
     finally:
         interruption.restore()
         distributed.stop_process_group()
@@ -87,7 +89,7 @@ def _train(
     config: RunConfig,
     start: Start,
     corpus: Corpus,
-    counts: Counts,
+    size: ModelSize,
     tracker: Tracker,
     interruption: Interruption,
     accelerator: str,
@@ -97,7 +99,7 @@ def _train(
     rank, world_size = distributed.rank(), distributed.world_size()
     data = PackedDataModule(corpus, config, rank=rank, world_size=world_size)
     module = LanguageModelModule(config, data, tracker, world_size=world_size, resume_from=start.checkpoint, report=say)
-    measure = _measurements(config, corpus, counts)
+    measures = _measurements(config, corpus, size)
     checkpointing = Checkpointing(
         start.folder,
         every=Budget.parse(config.trainer.checkpoint_every),
@@ -105,7 +107,7 @@ def _train(
         config=asdict(config),
         tokenizer=corpus.tokenizer_path,
         interruption=interruption,
-        stateful=measure,
+        stateful=measures,
     )
     samples = Samples(
         lambda prompt, tokens, seed: Session(module.model, corpus.tokenizer).complete(prompt, tokens, seed),
@@ -114,7 +116,7 @@ def _train(
         tokens=config.evaluation.sample_tokens,
         seed=config.seed,
     )
-    progress = [ProgressBar(perplexity=measure["perplexity"])] if config.trainer.progress else []
+    progress = [ProgressBar(perplexity=measures["perplexity"])] if config.trainer.progress else []
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=distributed.local_world_size(),
@@ -122,7 +124,7 @@ def _train(
         strategy=build_strategy(config.trainer.strategy, accelerator, config.trainer.precision),
         precision=PRECISIONS[config.trainer.precision],  # type: ignore[arg-type]
         max_epochs=1,
-        callbacks=[*measure.values(), interruption, checkpointing, samples, *progress],
+        callbacks=[*measures.values(), interruption, checkpointing, samples, *progress],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -132,9 +134,9 @@ def _train(
         default_root_dir=start.folder,
     )
     _record_data(tracker, corpus)
-    _record_size(tracker, counts, threads)
+    _record_size(tracker, size, threads)
     # Lightning counts batches from where this process began; our steps survive a resume
-    trainer.fit_loop.epoch_loop._should_check_val_fx = lambda _: module.should_validate()  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._should_check_val_fx = lambda _: module.should_validate()  # type: ignore[method-assign, assignment]
     trainer.fit(module, datamodule=data)
     if interruption.signum:
         say(f"stopped at step {module.step:,} of {module.total_steps:,}; to continue:\n  {resume_command(start.name)}")
@@ -144,7 +146,7 @@ def _train(
         trainer.validate(module, datamodule=data, verbose=False)
         trainer.test(module, datamodule=data, verbose=False)
     interruption.check()
-    summary = summarise(config, start, corpus, counts, module, measure)
+    summary = summarise(config, start, corpus, size, module, measures)
     if rank == 0:
         record(summary, start.folder, module.tokens_per_step, tracker)
     return summary
@@ -179,14 +181,14 @@ def _corpus(config: RunConfig, rank: int, say: Callable[[str], None]) -> Corpus:
     return corpus
 
 
-def _measurements(config: RunConfig, corpus: Corpus, counts: Counts) -> dict[str, Any]:
+def _measurements(config: RunConfig, corpus: Corpus, size: ModelSize) -> dict[str, Any]:
     """The callbacks that measure, by name; their state goes into checkpoints."""
     bytes_per_token = corpus.train.num_bytes / len(corpus.train)
     return {
         "nonfinite": NonFiniteGuard(),
         "perplexity": Perplexity(train_bytes_per_token=bytes_per_token),
         "accuracy": Accuracy(),
-        "throughput": Throughput(training_flops_per_token=counts.training_flops_per_token(config.data.sequence_length)),
+        "throughput": Throughput(training_flops_per_token=size.training_flops_per_token),
         "memory": Memory(),
         "experts": ExpertHealth(),
         "norms": Norms(),
@@ -199,6 +201,6 @@ def _record_data(tracker: Tracker, corpus: Corpus) -> None:
     tracker.tags({"data.digest": corpus.digest})
 
 
-def _record_size(tracker: Tracker, counts: Counts, threads: int) -> None:
-    tracker.result({"model/parameters": counts.total, "model/active_parameters": counts.active})
-    tracker.params({"model.parameters": counts.total, "model.active_parameters": counts.active, "threads": threads})
+def _record_size(tracker: Tracker, size: ModelSize, threads: int) -> None:
+    tracker.result({"model/parameters": size.total, "model/active_parameters": size.active})
+    tracker.params({"model.parameters": size.total, "model.active_parameters": size.active, "threads": threads})

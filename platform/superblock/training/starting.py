@@ -40,7 +40,11 @@ def choose(config: RunConfig) -> Start:
         record = newest_resumable(fingerprint(config))
         if record is None:
             done = [run for run in list_runs(fingerprint=fingerprint(config)) if run.status == "FINISHED"]
-            return _finished(done[0]) if done else _begin(config, ("resume=auto: no interrupted run of this configuration, beginning one",))
+            return (
+                _finished(done[0])
+                if done
+                else _begin(config, ("resume=auto: no interrupted run of this configuration, beginning one",))
+            )
     else:
         record = find_run(config.resume)
         if record is None:
@@ -74,14 +78,20 @@ def _notice(config: RunConfig) -> tuple[str, ...]:
     """What is known about earlier runs of the same configuration."""
     runs = list_runs(fingerprint=fingerprint(config))
     if runs and runs[0].status == "FINISHED":
-        return (f"this configuration has already finished as {runs[0].name}{_result(runs[0])}; training it once more as a new run",)
+        return (
+            f"this configuration has already finished as {runs[0].name}{_result(runs[0])}; training it once more as a new run",
+        )
     if runs and runs[0].resumable:
-        return (f"an interrupted run of this configuration exists: add resume={runs[0].name} to continue it; beginning a new one",)
+        return (
+            f"an interrupted run of this configuration exists: add resume={runs[0].name} to continue it; beginning a new one",
+        )
     return ()
 
 
 def _finished(run: RunRecord) -> Start:
-    return Start(run.name, run.folder, finished=True, notes=(f"{run.name} is already finished{_result(run)}: nothing to do",))
+    return Start(
+        run.name, run.folder, finished=True, notes=(f"{run.name} is already finished{_result(run)}: nothing to do",)
+    )
 
 
 def _result(run: RunRecord) -> str:
@@ -98,7 +108,9 @@ def _continue(config: RunConfig, record: RunRecord) -> Start:
         notes += (f"{record.name} was interrupted before its first checkpoint: beginning it again",)
         return Start(record.name, record.folder, notes=notes)
     if record.fingerprint != fingerprint(config):
-        raise ConfigError(f"resume={config.resume}: was trained with another configuration: {_difference(config, load_config(path))}")
+        raise ConfigError(
+            f"resume={config.resume}: was trained with another configuration: {_difference(config, load_config(path))}"
+        )
     return Start(record.name, record.folder, path, notes=(*notes, f"continuing {record.name} from {path.name}"))
 
 
@@ -107,7 +119,11 @@ def _difference(config: RunConfig, stored: dict[str, Any]) -> str:
     here = asdict(config)
     pairs = [pair for section in TRAINED for pair in _pairs(stored.get(section), here[section], section)]
     trainer = ("budget", "batch_size", "precision")
-    pairs += [(f"trainer.{key}", stored["trainer"].get(key)) for key in trainer if stored["trainer"].get(key) != here["trainer"][key]]
+    pairs += [
+        (f"trainer.{key}", stored["trainer"].get(key))
+        for key in trainer
+        if stored["trainer"].get(key) != here["trainer"][key]
+    ]
     if stored.get("seed") != config.seed:
         pairs.append(("seed", stored.get("seed")))
     return ", ".join(f"{key}={value} there" for key, value in pairs[:4]) or "an older version of the software"

@@ -15,7 +15,9 @@ LAST_PHASE = 2 / 3
 """Share of training after which `mtp.final_weight` replaces `mtp.weight` (DeepSeek-V3 lowers it late, too)."""
 
 
-def supervision_at(config: ModelConfig, step: int, total_steps: int, *, sequence_length: int, seed: int) -> Supervision | None:
+def supervision_at(
+    config: ModelConfig, step: int, total_steps: int, *, sequence_length: int, seed: int
+) -> Supervision | None:
     """The heads' share of one step, or `None` where they have none.
 
     Args:
