@@ -118,7 +118,7 @@ def test_resume_refuses_another_configuration(compose: Compose, small: Overrides
         train(compose("run", *small("resume=don")))
     status = Path("runs/done/status.json")
     status.write_text(json.dumps({**json.loads(status.read_text()), "status": "KILLED"}))
-    with pytest.raises(ConfigError, match=r"optim.learning_rate=0.002 there"):
+    with pytest.raises(ConfigError, match=r"optim.learning_rate=0.003 there"):
         train(compose("run", *small("resume=done", "trainer.budget=2steps", "optim.learning_rate=0.001")))
 
 
@@ -161,3 +161,26 @@ def test_every_choice_trains(compose: Compose, small: Overrides, choice: str) ->
     assert summary is not None
     assert summary.steps == 2
     assert all(0 < loss < 10 for _, loss in losses("it"))
+
+
+def test_own_model_in_one_file_trains_and_generates(
+    compose: Compose, small: Overrides, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """README's example: the file is named on the command line, the rest works as for the superblock."""
+    from superblock.generation.command import generate
+
+    file = root / "tests" / "examples" / "own_model.py"
+    summary = train(compose("run", *small("name=own", f"model.file={file}", "model.family=gru")))
+    assert summary is not None
+    assert summary.parameters_total == 512 * 32 + 2 * 3 * 32 * 32 + 2 * 3 * 32
+    assert losses("own")[-1][1] < losses("own")[0][1]
+    capsys.readouterr()
+    generate(compose("generate", "run=own", "prompt=def ", "max_tokens=8"))
+    assert capsys.readouterr().out.startswith("def ")
+
+
+def test_a_missing_model_file_is_named(compose: Compose, small: Overrides) -> None:
+    from superblock.config.fields import ConfigError
+
+    with pytest.raises(ConfigError, match=r"model.file=nowhere.py: there is no such file"):
+        train(compose("run", *small("name=own", "model.file=nowhere.py", "model.family=gru")))

@@ -14,11 +14,16 @@ from superblock.config.fields import ConfigError, FieldDoc, closest, document
 FREE_TEXT = ("prompt", "stop")
 """Keys whose value is taken as it was typed: Hydra would trim the space that ends `prompt="def "` and parse brackets."""
 
+PATHS = ("data.path", "data.cache_dir", "model.file")
+"""Keys that hold paths, taken as typed unless they are a list for a sweep: Hydra refuses `~` and brackets."""
+
 
 def literal(word: str) -> str:
     """An override whose value is free text, quoted for Hydra unless the user did; any other word as it is."""
     key, _, value = word.partition("=")
-    if key not in FREE_TEXT or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+    if key not in FREE_TEXT and (key not in PATHS or "," in value or "${" in value):
+        return word
+    if not value or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
         return word
     value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
     return f"{key}='{value.replace('${', chr(92) + '${')}'"

@@ -13,7 +13,7 @@ class EvaluationConfig:
         0.1, "distance between validations: below 1 a share of all steps, from 1 a number of steps", above=0
     )
     val_sequences: int | None = knob(
-        512, "validation sequences used during training, the same each time; null is all", minimum=1
+        128, "validation sequences used during training, the same each time; null is all", minimum=1
     )
     batch_size: int = knob(16, "sequences per evaluation batch", minimum=1)
     test: bool = knob(True, "evaluate the whole validation and test split at the end")

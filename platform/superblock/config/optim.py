@@ -13,7 +13,7 @@ class OptimConfig:
     name: str = knob(
         "adamw", "adamw, or muon for the hidden matrices with AdamW for the rest", choices=("adamw", "muon")
     )
-    learning_rate: float = knob(2e-3, "peak rate of AdamW", above=0, maximum=10)
+    learning_rate: float = knob(3e-3, "peak rate of AdamW", above=0, maximum=10)
     muon_learning_rate: float = knob(0.02, "peak rate of Muon", above=0, maximum=10)
     muon_momentum: float = knob(0.95, "momentum of Muon", minimum=0, maximum=0.9999)
     beta1: float = knob(0.9, "decay of AdamW's first moment", minimum=0, maximum=0.9999)
@@ -34,7 +34,7 @@ class ScheduleConfig:
         "shape after the warm-up: constant, linear, cosine, polynomial, or wsd (constant, then a decay)",
         choices=("constant", "linear", "cosine", "polynomial", "wsd"),
     )
-    warmup: float = knob(0.02, "warm-up: below 1 a share of all steps, from 1 a number of steps", minimum=0)
+    warmup: float = knob(0.04, "warm-up: below 1 a share of all steps, from 1 a number of steps", minimum=0)
     final: float = knob(0.02, "last rate as a share of the peak", minimum=0, maximum=1)
     decay: float = knob(0.6, "wsd: share of all steps in the decay", above=0, maximum=1)
     power: float = knob(1.0, "polynomial: exponent", above=0)
