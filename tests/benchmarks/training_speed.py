@@ -2,8 +2,8 @@
 
     python tests/benchmarks/training_speed.py [superblocks] [repeats]
 
-Both sides: the same tokens, two threads, fused AdamW, freed memory kept, subnormals flushed; no multi-token head, which the
-peer lacks. The peer runs in fp32 and under bf16 autocast. Each repeat runs every variant once, in rotated order; the figure
+Both sides: the same tokens, two threads, fused AdamW, freed memory kept, subnormals flushed. The peer has no
+multi-token heads; the share they take of ours is shown apart, in the phase of training in which they learn. The peer runs in fp32 and under bf16 autocast. Each repeat runs every variant once, in rotated order; the figure
 is the median of the repeats' ratios. Prints a table and one JSON line.
 """
 
@@ -18,6 +18,7 @@ import torch
 
 from superblock.config.model import ModelConfig
 from superblock.kernels.packing import PackInfo
+from superblock.models.batch import Supervision
 from superblock.models.language_model import build_model
 from superblock.training.process import prepare_process
 
@@ -63,15 +64,24 @@ def variants(superblocks: int) -> dict[str, Callable[[], None]]:
     """What is compared."""
     ids_BT = torch.randint(0, 4096, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
     labels_BT, pack = ids_BT.roll(-1, 1), PackInfo.dense(BATCH, TOKENS)
-    config = ModelConfig(num_superblocks=superblocks)
-    config.mtp.enabled = False
     result: dict[str, Callable[[], None]] = {}
-    for name, bf16 in (("superblock bf16", True), ("superblock fp32", False)):
+    for name, bf16, heads in (
+        ("superblock bf16", True, False),
+        ("superblock fp32", False, False),
+        ("with heads, bf16", True, True),
+    ):
+        config = ModelConfig(num_superblocks=superblocks)
+        config.mtp.enabled = heads
+        width = round(config.mtp.token_fraction * TOKENS)
+        exit_superblock = superblocks // 2 if heads and superblocks > 1 else None
+        supervision = Supervision(begin=0, end=width, mtp_weight=0.3, exit_superblock=exit_superblock, exit_weight=0.1)
         ours = build_model(config, seed=1).train()
 
-        def our_loss(model: torch.nn.Module = ours) -> torch.Tensor:
-            losses = model(ids_BT, pack, labels_BT).losses
-            return losses["next_token"].total / losses["next_token"].count + losses["router"].total
+        def our_loss(
+            model: torch.nn.Module = ours, asked: Supervision | None = supervision if heads else None
+        ) -> torch.Tensor:
+            losses = model(ids_BT, pack, labels_BT, supervision=asked).losses
+            return sum(term.weight * term.total / max(1, term.count) for term in losses.values())  # type: ignore[return-value]
 
         result[name] = stepper(ours, our_loss, bf16=bf16)
     for name, bf16 in (("transformers bf16", True), ("transformers fp32", False)):
@@ -108,6 +118,10 @@ def main() -> None:
             f"{name:18s} {1e3 * medians[name]:7.1f} ms [{1e3 * low:.1f}, {1e3 * high:.1f}]  "
             f"{BATCH * TOKENS / medians[name]:7.0f} tokens/s  {ratio:5.2f}x of {best_peer}"
         )
+    share = statistics.median(
+        1 - plain / whole for plain, whole in zip(seconds["superblock bf16"], seconds["with heads, bf16"], strict=True)
+    )
+    print(f"the multi-token heads take {share:.1%} of a step")
     print(json.dumps({"superblocks": superblocks, "threads": threads, "torch": torch.__version__, "seconds": seconds}))
 
 
