@@ -22,6 +22,7 @@ from superblock.training.distributed import (
     all_gather_object,
     all_reduce_max,
     all_reduce_sum,
+    barrier,
     broadcast_object,
     rank,
     start_process_group,
@@ -171,6 +172,7 @@ def main() -> None:
     start_process_group("cpu")
     found = globals()[scenario](folder)
     (folder / f"{scenario}-{rank()}.json").write_text(json.dumps(found))
+    barrier()  # gloo aborts a process that leaves while another still talks to it
     stop_process_group()
 
 

@@ -10,11 +10,15 @@ from superblock.optim.groups import Kind, group_parameters
 from superblock.optim.muon import MuonAdamW
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = True) -> torch.optim.Optimizer:
     """AdamW (fused, on CPU and GPU) for everything, or Muon for the matrices with AdamW for the rest.
 
     Every parameter group carries `name` (optim.groups) and `peak_lr`; what the groups hold besides follows from the
     configuration, so that a checkpoint needs the state of the parameters alone.
+
+    Args:
+        fused: one kernel for all of AdamW. Not with fp16's loss scaling: the fused kernel unscales gradients by itself,
+            after they would have been clipped.
     """
     muon = config.name == "muon"
     groups = [
@@ -22,7 +26,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     ]
     if muon:
         return MuonAdamW(groups)
-    return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.AdamW(groups, fused=fused)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:

@@ -76,6 +76,7 @@ def train(config: RunConfig) -> RunSummary | None:
     try:
         with tracker:
             summary = _train(config, start, corpus, size, tracker, interruption, accelerator, threads, say)
+        distributed.barrier()  # gloo aborts a process that leaves while another still talks to it
     finally:
         interruption.restore()
         distributed.stop_process_group()

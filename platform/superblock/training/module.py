@@ -98,7 +98,7 @@ class LanguageModelModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer; its learning rate is set in every step."""
-        return build_optimizer(self.model, self.config.optim)
+        return build_optimizer(self.model, self.config.optim, fused=self.config.trainer.precision != "fp16")
 
     def on_fit_start(self) -> None:
         """Continues a checkpoint, or turns the budget into a number of steps."""
