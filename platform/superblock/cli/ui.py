@@ -1,6 +1,8 @@
 """`superblock ui`: open MLflow on the runs of this folder."""
 
-from superblock.cli.app import launch, say
+import sys
+
+from superblock.cli.app import launch
 from superblock.config.run import UiConfig
 
 
@@ -10,7 +12,7 @@ def main() -> None:
 
 def run(config: UiConfig) -> None:
     """Serves until interrupted."""
-    say(f"ui: starting MLflow on port {config.tracking.port}")
     from superblock.tracking.server import serve
 
-    serve(config.tracking)
+    if status := serve(config.tracking):
+        sys.exit(status)
