@@ -42,6 +42,10 @@ class DataConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.source == "text" and not self.path:
             yield "path", "data=text needs data.path=<file, folder or glob>"
+        if self.path and self.source != "text":
+            yield "path", "has an effect only with data=text"
+        if self.name and self.source != "hub":
+            yield "name", "has an effect only with data=hub"
         if self.source == "hub" and not self.name:
             yield "name", "data=hub needs data.name=<data set>"
         if self.vocab_size % 64:
