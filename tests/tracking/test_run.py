@@ -171,7 +171,7 @@ def test_limits(start: Start, client, capsys: pytest.CaptureFixture[str]) -> Non
 def test_compared_settings(config: RunConfig) -> None:
     settings = compared_settings(config)
     assert len(settings) <= 120
-    assert settings["optim.learning_rate"] == "0.002" and settings["model.pattern"] == "[gdn,gqa]"
+    assert settings["optim.learning_rate"] == "0.003" and settings["model.pattern"] == "[gdn,gqa]"
     assert settings["model.init_std"] == "null" and settings["stage"] == "mvp1" and settings["seed"] == "1"
     assert not any(key.startswith(("tracking", "data.cache_dir", "scale.")) for key in settings)
 
