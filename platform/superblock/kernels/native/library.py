@@ -1,0 +1,90 @@
+"""One C++ source as something Python can call."""
+
+import ctypes
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from superblock.kernels.native import processor
+from superblock.kernels.native.build import BuildError, build, load
+
+Argument = Tensor | int | float | None
+
+
+class NativeLibrary:
+    """A C++ source beside the Python that calls it; built, loaded and checked when it is first needed.
+
+    Every entry point is `extern "C"`, returns nothing, and takes pointers, `int64_t` and `double` in any order, and the
+    number of threads (`int64_t`) last.
+
+    Args:
+        source: the C++ file.
+        check: calls the library on small inputs and raises AssertionError unless it agrees with the reference. Runs
+            once per process, before anything else uses the library; it must not ask `why_not`.
+        level: build for this level of `processor` instead of the best one.
+    """
+
+    def __init__(self, source: Path, *, check: Callable[[], None], level: str | None = None) -> None:
+        self.source, self._check, self._asked = source, check, level
+        self._lock = threading.RLock()
+        self._handle: ctypes.CDLL | None = None
+        self._reason: str | None = None
+        self._level: str | None = None
+        self._tried = False
+
+    @property
+    def level(self) -> str | None:
+        """The level it was built for, None before it is loaded."""
+        return self._level
+
+    def at(self, level: str) -> "NativeLibrary":
+        """The same source for another level, for tests; without a check of its own."""
+        return NativeLibrary(self.source, check=lambda: None, level=level)
+
+    def why_not(self) -> str | None:
+        """Why the library cannot be used, in words; None if it can. Builds, loads and checks at the first call."""
+        if not self._tried:
+            with self._lock:
+                if not self._tried:
+                    self._try()
+        return self._reason
+
+    def _try(self) -> None:
+        try:
+            self._level = self._asked or processor.level()
+            if self._level is None:
+                self._reason = f"{processor.VARIABLE}=off"
+            else:
+                self._handle = load(build(self.source, self._level))
+                self._check()
+        except AssertionError as error:
+            self._reason = f"{self.source.name} differs from its reference on this machine ({self._level}): {error}"
+        except (BuildError, ValueError) as error:
+            self._reason = str(error)
+        finally:
+            self._tried = True
+        if self._reason is not None:
+            self._handle = None
+
+    def call(self, name: str, *arguments: Argument) -> None:
+        """Calls an entry point; tensors go as their address, None as a null pointer. The GIL is free meanwhile.
+
+        The caller has checked dtype, shape and strides of every tensor.
+        """
+        assert self._handle is not None, f"{self.source.name} is not loaded: {self._reason}"
+        function = getattr(self._handle, name)
+        function(*map(_c_value, arguments), ctypes.c_int64(torch.get_num_threads()))
+
+
+def _c_value(argument: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
+    if argument is None:
+        return ctypes.c_void_p(None)
+    if isinstance(argument, Tensor):
+        assert argument.device.type == "cpu", "a C++ kernel reads the memory of the processor"
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, float):
+        return ctypes.c_double(argument)
+    return ctypes.c_int64(argument)

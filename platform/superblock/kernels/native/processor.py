@@ -1,0 +1,71 @@
+"""What this processor can do, in the levels for which the C++ kernels have code.
+
+Standard library only. The level is chosen here, at run time, and handed to the compiler as explicit flags, so that any level
+that the processor has can also be asked for: `SUPERBLOCK_NATIVE=avx2` runs what an older laptop runs.
+"""
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+VARIABLE = "SUPERBLOCK_NATIVE"
+"""Environment variable: a level, or `off`."""
+
+FLAGS = {
+    "plain": [],
+    "avx2": ["-march=x86-64-v3"],
+    "avx512": ["-march=x86-64-v4"],
+    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
+    "amx": ["-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+}
+"""Compiler flags of each level, lowest first; each processor has all levels below its own."""
+
+_NEEDS = {
+    "avx2": {"avx2", "fma", "bmi2", "f16c"},
+    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "avx512_bf16": {"avx512_bf16"},
+    "amx": {"amx_tile", "amx_bf16"},
+}
+
+
+@cache
+def flags() -> frozenset[str]:
+    """Names of the processor's extensions as Linux writes them; empty where they cannot be read."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+@cache
+def best_level() -> str:
+    """The highest level of this processor; `plain` where that cannot be known."""
+    best = "plain"
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return best
+    for level, needed in _NEEDS.items():
+        if not needed <= flags():
+            break
+        best = level
+    return best
+
+
+def level() -> str | None:
+    """The level to use: the best one, or what `SUPERBLOCK_NATIVE` says; None is off.
+
+    Raises:
+        ValueError: for a level that does not exist, or that this processor has not.
+    """
+    wanted = os.environ.get(VARIABLE, "auto")
+    if wanted in ("", "auto"):
+        return best_level()
+    if wanted == "off":
+        return None
+    if wanted not in FLAGS:
+        raise ValueError(f"{VARIABLE}={wanted}: unknown; choose one of auto, off, {', '.join(FLAGS)}")
+    names = list(FLAGS)
+    if names.index(wanted) > names.index(best_level()):
+        raise ValueError(f"{VARIABLE}={wanted}: this processor has {best_level()} at most")
+    return wanted

@@ -1,0 +1,157 @@
+// Vectors of floats as wide as the level allows: 16 lanes with AVX-512, 8 with AVX2, 4 without either.
+// GCC's and Clang's vector extensions, so that one source serves every level; intrinsics only where those fall short.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <algorithm>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define ENTRY extern "C" __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float V __attribute__((vector_size(W * 4)));
+typedef float VLoose __attribute__((vector_size(W * 4), aligned(4), may_alias));  // at any address
+typedef int32_t VI __attribute__((vector_size(W * 4)));
+typedef uint32_t VU __attribute__((vector_size(W * 4)));
+typedef uint16_t VH __attribute__((vector_size(W * 2)));
+typedef uint16_t VHLoose __attribute__((vector_size(W * 2), aligned(2), may_alias));
+typedef uint16_t bf16;
+
+INLINE V load(const float* p) { return *(const VLoose*)p; }
+INLINE void store(float* p, V x) { *(VLoose*)p = x; }
+INLINE V splat(float x) { return x - V{}; }
+INLINE V lanes() {  // 0, 1, 2, ...
+  V x;
+  for (int i = 0; i < W; i++) x[i] = (float)i;
+  return x;
+}
+
+INLINE V load(const bf16* p) {
+  VU wide = __builtin_convertvector(*(const VHLoose*)p, VU) << 16;
+  return (V)wide;
+}
+// Round to nearest even; NaN stays NaN.
+INLINE void store(bf16* p, V x) {
+#if defined(__AVX512BF16__)
+  *(__m256bh __attribute__((aligned(2), may_alias))*)p = _mm512_cvtneps_pbh((__m512)x);
+#else
+  VU bits = (VU)x;
+  VU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  VU nan = (bits >> 16) | 0x40;
+  VI is_nan = x != x;
+  VU chosen = (nan & (VU)is_nan) | (rounded & ~(VU)is_nan);
+  *(VHLoose*)p = __builtin_convertvector(chosen, VH);
+#endif
+}
+INLINE float to_float(float x) { return x; }
+INLINE float to_float(bf16 x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float result;
+  memcpy(&result, &bits, 4);
+  return result;
+}
+INLINE void put(float* p, float x) { *p = x; }
+INLINE void put(bf16* p, float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  *p = x != x ? (bf16)((bits >> 16) | 0x40) : (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+INLINE V select(VI mask, V yes, V no) { return (V)(((VI)yes & mask) | ((VI)no & ~mask)); }
+INLINE V vmax(V a, V b) {
+#if defined(__AVX512F__)
+  return (V)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (V)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return select(a > b, a, b);
+#endif
+}
+INLINE V vmin(V a, V b) { return -vmax(-a, -b); }
+INLINE float sum(V x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
+  float total = 0;
+  for (int i = 0; i < W; i++) total += x[i];
+  return total;
+#endif
+}
+INLINE float max_of(V x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float best = x[0];
+  for (int i = 1; i < W; i++) best = std::max(best, x[i]);
+  return best;
+#endif
+}
+
+// e^x within 1 ulp or so; 0 below -87.3, at most e^88.
+INLINE V vexp(V x) {
+  V y = vmin(vmax(x, splat(-87.33f)), splat(88.0f));
+  V n = y * 1.44269504088896341f;
+#if defined(__AVX512F__)
+  n = (V)_mm512_roundscale_ps((__m512)n, 0);
+#elif defined(__AVX2__)
+  n = (V)_mm256_round_ps((__m256)n, 0);
+#else
+  V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves no bits behind the point
+  n = (n + magic) - magic;
+#endif
+  V r = y - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  VI exponent = (__builtin_convertvector(n, VI) + 127) << 23;
+  V result = p * (V)exponent;
+  return select(x < -87.33f, V{}, result);
+}
+INLINE V vsigmoid(V x) { return 1.0f / (1.0f + vexp(-x)); }
+INLINE V vsilu(V x) { return x * vsigmoid(x); }
+
+// Subnormal numbers count as zero while this lives: decays underflow, and arithmetic on subnormals is 100 times slower.
+// One per thread, at the top of a parallel region.
+struct FlushSubnormals {
+#if defined(__x86_64__)
+  unsigned before;
+  FlushSubnormals() : before(_mm_getcsr()) { _mm_setcsr(before | 0x8040); }
+  ~FlushSubnormals() { _mm_setcsr(before); }
+#else
+  FlushSubnormals() {}
+  ~FlushSubnormals() {}
+#endif
+};
+
+// Memory of the calling thread, aligned to a cache line; the next call may hand out the same.
+template <class T>
+static T* scratch(size_t count) {
+  static thread_local struct Block {
+    void* memory = nullptr;
+    size_t bytes = 0;
+    ~Block() { free(memory); }
+  } block;
+  size_t bytes = (count * sizeof(T) + 4095) / 4096 * 4096;
+  if (block.bytes < bytes) {
+    free(block.memory);
+    block.memory = aligned_alloc(4096, bytes);
+    block.bytes = bytes;
+  }
+  return (T*)block.memory;
+}
