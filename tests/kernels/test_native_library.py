@@ -1,0 +1,161 @@
+"""Building, caching, checking and calling C++ sources, with sources of the test's own."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from superblock.kernels.native import NativeLibrary, build, processor
+from superblock.kernels.native.build import BuildError
+
+SOURCE = """
+#include "gemm.h"
+ENTRY void exponential(const float* x, float* y, bf16* rounded, int64_t n, double factor, int64_t threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    FlushSubnormals flush;
+#pragma omp for
+    for (int64_t i = 0; i < n; i += W) {
+      V value = vexp(load(x + i)) * (float)factor;
+      store(y + i, value);
+      store(rounded + i, value);
+    }
+  }
+}
+ENTRY void product(const float* a, const float* b, float* c, float* transposed, int64_t threads) {
+  gemm<16, 32, 8, false, false, FULL>(a, 8, b, 32, c, 32, 0.f, c, 32);
+  transpose<16, 32>(c, 32, transposed, 16);
+}
+"""
+
+pytestmark = pytest.mark.skipif(not processor.FLAGS or build.openmp() is None, reason="no GNU OpenMP in torch")
+
+
+def levels() -> list[str]:
+    """Those that this processor has."""
+    names = list(processor.FLAGS)
+    return names[: names.index(processor.best_level()) + 1]
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A source in a folder of its own, with an empty cache."""
+    monkeypatch.setenv("SUPERBLOCK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(processor.VARIABLE, raising=False)
+    path = tmp_path / "operation" / "native.cpp"
+    path.parent.mkdir()
+    path.write_text(SOURCE)
+    return path
+
+
+@pytest.mark.parametrize("level", levels())
+def test_exponential_rounding_and_products_at_every_level(source: Path, level: str) -> None:
+    library = NativeLibrary(source, check=lambda: None).at(level)
+    assert library.why_not() is None
+    x = torch.cat([torch.linspace(-100, 87, 4096 - 3), torch.tensor([0.0, -87.5, float("-inf")])])
+    y, rounded = torch.empty_like(x), torch.empty_like(x, dtype=torch.bfloat16)
+    library.call("exponential", x, y, rounded, len(x), 1.0)
+    wanted = x.double().exp()
+    normal = wanted > 1.2e-38
+    torch.testing.assert_close(y[normal].double(), wanted[normal], rtol=5e-7, atol=0)
+    assert (y[~normal] <= 1.2e-38).all()
+    assert torch.equal(rounded, y.bfloat16())
+    a, b, c, transposed = torch.randn(16, 8), torch.randn(8, 32), torch.empty(16, 32), torch.empty(32, 16)
+    library.call("product", a, b, c, transposed)
+    torch.testing.assert_close(c.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(transposed, c.t())
+
+
+def test_bf16_stores_nan_and_infinity(source: Path) -> None:
+    source.write_text(SOURCE.replace("vexp(load(x + i))", "load(x + i)"))
+    for level in levels():
+        library = NativeLibrary(source, check=lambda: None).at(level)
+        assert library.why_not() is None
+        x = torch.tensor([float("nan"), float("inf"), float("-inf"), 1.00390625] * 4)  # the last lies between two bf16
+        y, rounded = torch.empty_like(x), torch.empty_like(x, dtype=torch.bfloat16)
+        library.call("exponential", x, y, rounded, len(x), 1.0)
+        torch.testing.assert_close(rounded, x.bfloat16(), equal_nan=True, rtol=0, atol=0)
+
+
+def test_built_once_and_again_when_source_or_header_changes(source: Path) -> None:
+    first = build.build(source, "plain")
+    stamp = first.stat().st_mtime_ns
+    assert build.build(source, "plain") == first and first.stat().st_mtime_ns == stamp
+    source.touch()
+    assert build.library_path(source, "plain") == first, "what counts is the text"
+    (source.parent / "own.h").write_text("// a header beside it")
+    assert build.library_path(source, "plain") != first
+    assert build.library_path(source, "avx2").name != first.name
+    assert not [path for path in first.parent.iterdir() if path.suffix in (".tmp", ".o")]
+
+
+def test_many_at_once_build_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    original = build._compile
+    monkeypatch.setattr(build, "_compile", lambda *a: (compiled.append(a), original(*a)))
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(build.build(source, "plain"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(compiled) == 1 and len(set(found)) == 1 and len(found) == 4
+
+
+def test_reasons_in_words(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reason(check=lambda: None) -> str:  # type: ignore[no-untyped-def]
+        return NativeLibrary(source, check=check).why_not() or ""
+
+    def disagree() -> None:
+        raise AssertionError("gradient of k is off by 0.5")
+
+    assert "differs from its reference" in reason(disagree) and "off by 0.5" in reason(disagree)
+    monkeypatch.setenv(processor.VARIABLE, "off")
+    assert reason() == "SUPERBLOCK_NATIVE=off"
+    monkeypatch.setenv(processor.VARIABLE, "avx1024")
+    assert "unknown; choose one of auto, off, plain" in reason()
+    monkeypatch.setenv(processor.VARIABLE, "amx")
+    monkeypatch.setattr(processor, "best_level", lambda: "avx2")
+    assert reason() == "SUPERBLOCK_NATIVE=amx: this processor has avx2 at most"
+    monkeypatch.delenv(processor.VARIABLE)
+    source.write_text(SOURCE.replace("vexp", "exponentiate"))
+    assert "native.cpp does not compile" in reason() and "exponentiate" in reason()
+
+
+def test_no_compiler_and_no_place(source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SUPERBLOCK_CACHE", str(tmp_path / "file"))
+    assert str(tmp_path / "file") in (NativeLibrary(source, check=lambda: None).why_not() or "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    build.compiler.cache_clear()
+    try:
+        assert "no C++ compiler" in (NativeLibrary(source, check=lambda: None).why_not() or "")
+        with pytest.raises(BuildError, match="no C"):
+            build.build(source, "plain")
+    finally:
+        monkeypatch.undo()
+        build.compiler.cache_clear()
+
+
+def test_only_one_pool_of_threads(source: Path) -> None:
+    library = NativeLibrary(source, check=lambda: None)
+    assert library.why_not() is None
+    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+    assert loaded == {str(build.openmp())}
+
+
+def test_levels_are_ordered_by_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = set().union(*processor._NEEDS.values())
+    expected = {"amx": everything, "avx512_bf16": everything - {"amx_bf16"}, "plain": {"avx512f", "avx512_bf16"}}
+    for level, flags in expected.items():
+        monkeypatch.setattr(processor, "flags", lambda flags=flags: frozenset(flags))
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+        processor.best_level.cache_clear()
+        assert processor.best_level() == level
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    processor.best_level.cache_clear()
+    assert processor.best_level() == "plain"
+    monkeypatch.undo()
+    processor.best_level.cache_clear()
