@@ -1,7 +1,9 @@
 """Where documents begin and end in a batch.
 
 Everything that depends on document boundaries (attention, convolution, recurrent state, multi-token shift, loss) takes
-one `PackInfo`. Legend: B sequences, T tokens per sequence, N documents in the batch.
+one `PackInfo`. Questions whose answer is a number of Python (how many documents, which lengths) are asked of `host`,
+because reading them from a GPU would wait for all work queued there.
+Legend: B sequences, T tokens per sequence, N documents in the batch.
 """
 
 from dataclasses import dataclass
@@ -27,6 +29,13 @@ class PackInfo:
     """Tokens of the longest document."""
     whole_rows: bool
     """Every row is one document, so that plain causal masks are right."""
+    source: "PackInfo | None" = None
+    """What this was copied from to another device."""
+
+    @property
+    def host(self) -> "PackInfo":
+        """The same boundaries in the processor's memory, if they were ever there; else these."""
+        return self if self.source is None else self.source
 
     @classmethod
     def from_doc_ids(cls, doc_ids_BT: Tensor) -> "PackInfo":
@@ -52,11 +61,23 @@ class PackInfo:
         """The boundaries of columns `begin` to `end`; documents cut on the left restart at position 0."""
         if self.whole_rows and begin == 0:
             return PackInfo.dense(len(self.doc_ids_BT), end, device=self.doc_ids_BT.device)
-        return PackInfo.from_doc_ids(self.doc_ids_BT[:, begin:end])
+        return PackInfo.from_doc_ids(self.host.doc_ids_BT[:, begin:end]).to(self.doc_ids_BT.device)
+
+    def chunk(self, parts: int) -> "list[PackInfo]":
+        """The boundaries of equal parts of the rows."""
+        device = self.doc_ids_BT.device
+        return [PackInfo.from_doc_ids(rows).to(device) for rows in self.host.doc_ids_BT.chunk(parts)]
 
     def to(self, device: torch.device | str) -> "PackInfo":
         """The same boundaries on another device."""
-        move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
-        return PackInfo(
-            move(self.doc_ids_BT), move(self.position_ids_BT), move(self.cu_seqlens), self.max_len, self.whole_rows
-        )
+        if self.doc_ids_BT.device == torch.device(device):
+            return self
+        tensors = [move(t, device) for t in (self.doc_ids_BT, self.position_ids_BT, self.cu_seqlens)]
+        source = self if self.doc_ids_BT.device.type == "cpu" else self.source
+        return PackInfo(*tensors, self.max_len, self.whole_rows, source)
+
+
+def move(t: Tensor, device: torch.device | str) -> Tensor:
+    """A copy on a device that is queued there without waiting, which a GPU does from pinned memory only."""
+    pinned = t.pin_memory() if torch.device(device).type == "cuda" and t.device.type == "cpu" else t
+    return pinned.to(device, non_blocking=True)

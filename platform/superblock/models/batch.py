@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from superblock.kernels.packing import PackInfo
+from superblock.kernels.packing import PackInfo, move
 
 IGNORE = -100
 """Label of a position that is not scored."""
@@ -18,22 +18,32 @@ class Batch:
     input_ids_BT: Tensor
     labels_BT: Tensor
     pack: PackInfo
+    source: "Batch | None" = None
+    """What this was copied from to another device."""
+
+    @property
+    def host(self) -> "Batch":
+        """The same batch in the processor's memory, if it was ever there: counting targets there waits for no GPU."""
+        return self if self.source is None else self.source
 
     @property
     def num_targets(self) -> int:
         """Positions whose next token is scored."""
-        return int((self.labels_BT != IGNORE).sum())
+        return int((self.host.labels_BT != IGNORE).sum())
 
     def split(self, parts: int) -> list["Batch"]:
         """Equal parts along the batch dimension, each with its own boundaries."""
         if parts == 1:
             return [self]
-        ids, labels, docs = (t.chunk(parts) for t in (self.input_ids_BT, self.labels_BT, self.pack.doc_ids_BT))
-        return [Batch(i, y, PackInfo.from_doc_ids(d)) for i, y, d in zip(ids, labels, docs, strict=True)]
+        tensors = zip(self.input_ids_BT.chunk(parts), self.labels_BT.chunk(parts), self.pack.chunk(parts), strict=True)
+        sources = [None] * parts if self.source is None else self.source.split(parts)
+        return [Batch(*three, source) for three, source in zip(tensors, sources, strict=True)]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(self.input_ids_BT.to(device), self.labels_BT.to(device), self.pack.to(device))
+        ids_BT, labels_BT = (move(t, device) for t in (self.input_ids_BT, self.labels_BT))
+        source = self if self.input_ids_BT.device.type == "cpu" else self.source
+        return Batch(ids_BT, labels_BT, self.pack.to(device), source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +68,8 @@ class LossTerm:
 
     total: Tensor
     """fp32 scalar with gradient: sum over the targets."""
-    count: int
+    count: Tensor | int
+    """A number, or a scalar that stays on the device; `count_targets` tells it beforehand."""
     weight: float = 1.0
 
 

@@ -92,7 +92,7 @@ class SuperblockModel(nn.Module):
 
     def count_targets(self, batch: Batch, supervision: Supervision | None) -> dict[str, int]:
         """The `count` of every loss that `forward` returns for this batch, without a forward pass."""
-        return targets.count_targets(batch.labels_BT, batch.pack, self.config, supervision)
+        return targets.count_targets(batch, self.config, supervision)
 
     def balance_experts(self, expert_counts_LE: Tensor, rate: float) -> None:
         """Moves every router's selection bias by one step, given the counts of an optimizer step over all processes."""
@@ -122,7 +122,8 @@ class SuperblockModel(nn.Module):
         output = ModelOutput(expert_counts_LE=torch.cat(counts))
         output.router_stats = dict(zip(STATS, torch.cat(stats).unbind(-1), strict=True))
         if self.config.moe.aux_loss or self.config.moe.z_loss:
-            output.losses["router"] = LossTerm(torch.stack(losses).sum(), 1)
+            total = torch.stack(losses).sum()
+            output.losses["router"] = LossTerm(total, torch.ones_like(total, dtype=torch.int64))
         return output
 
     def _logits(self, ids_BT: Tensor, pack: PackInfo, cache: Cache | None, last_only: bool) -> ModelOutput:
@@ -136,18 +137,18 @@ class SuperblockModel(nn.Module):
         self, ids_BT: Tensor, pack: PackInfo, labels_BT: Tensor, supervision: Supervision | None
     ) -> ModelOutput:
         terms = targets.trained_terms(self.config, supervision)
-        counts = targets.count_targets(labels_BT, pack, self.config, supervision)
         x_BTD, tapped, output = self._trunk(ids_BT, pack, taps={term.superblock for term in terms})
         total = self._cross_entropy(self.norm(x_BTD), labels_BT, self.output_weight, self.config.final_z_loss)
-        output.losses["next_token"] = LossTerm(total, counts["next_token"])
+        output.losses["next_token"] = LossTerm(total, targets.count(labels_BT))
         if supervision is None or not terms:
             return output
         columns, detach = slice(supervision.begin, supervision.end), self.config.mtp.detach_trunk
         weight_VD = self.output_weight.detach() if detach else self.output_weight
         labels = targets.head_labels(labels_BT, pack, terms)
         for term, h_BTD in self._heads(ids_BT, pack, tapped, terms, columns, detach=detach):
-            total = self._cross_entropy(h_BTD, labels[term.depth][:, columns], weight_VD)
-            output.losses[term.name] = LossTerm(total, counts[term.name], term.weight)
+            asked_BT = labels[term.depth][:, columns]
+            total = self._cross_entropy(h_BTD, asked_BT, weight_VD)
+            output.losses[term.name] = LossTerm(total, targets.count(asked_BT), term.weight)
         return output
 
     def _cross_entropy(self, h_BTD: Tensor, labels_BT: Tensor, weight_VD: Tensor, z_loss: float = 0.0) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from superblock.config.model import ModelConfig
 from superblock.kernels.packing import PackInfo
-from superblock.models.batch import IGNORE, Supervision
+from superblock.models.batch import IGNORE, Batch, Supervision
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,21 @@ def head_labels(labels_BT: Tensor, pack: PackInfo, terms: Sequence[HeadTerm]) ->
     return {depth: ahead(labels_BT, pack, depth, IGNORE) for depth in {term.depth for term in terms}}
 
 
-def count_targets(
-    labels_BT: Tensor, pack: PackInfo, config: ModelConfig, supervision: Supervision | None
-) -> dict[str, int]:
-    """Targets of every loss term of a call; one wait for the device. The router's loss counts once per call."""
+def count_targets(batch: Batch, config: ModelConfig, supervision: Supervision | None) -> dict[str, int]:
+    """Targets of every loss term of a call, counted where the batch came from. The router's loss counts once per call."""
+    labels_BT, pack = batch.host.labels_BT, batch.pack.host
     terms = trained_terms(config, supervision)
     labels = head_labels(labels_BT, pack, terms)
     columns = slice(supervision.begin, supervision.end) if supervision is not None else slice(None)
     counted = [labels_BT, *(labels[term.depth][:, columns] for term in terms)]
-    counts = torch.stack([(t != IGNORE).sum() for t in counted]).tolist()
+    counts = torch.stack([count(t) for t in counted]).tolist()
     named = dict(zip(["next_token", *(term.name for term in terms)], counts, strict=True))
     return named | ({"router": 1} if config.moe.aux_loss or config.moe.z_loss else {})
+
+
+def count(labels: Tensor) -> Tensor:
+    """How many labels are scored, an int64 scalar on their device."""
+    return (labels != IGNORE).sum()
 
 
 def _depths(config: ModelConfig) -> range:

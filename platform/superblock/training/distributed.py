@@ -23,6 +23,8 @@ def launched_processes() -> int:
 def start_process_group(accelerator: str = "cpu", timeout: timedelta = TIMEOUT) -> None:
     """Joins torchrun's other processes, over gloo on CPU and nccl on GPU; does nothing for a single process.
 
+    With GPUs, numbers of the processor still travel over gloo: over nccl every one of them would wait for the device.
+
     Args:
         accelerator: `cpu` or `gpu`; on `gpu` each process takes the device of its local rank.
 
@@ -46,7 +48,7 @@ def start_process_group(accelerator: str = "cpu", timeout: timedelta = TIMEOUT) 
                 f"start at most {torch.cuda.device_count()} with torchrun --nproc-per-node"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if accelerator == "gpu" else "gloo", timeout=timeout)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if accelerator == "gpu" else "gloo", timeout=timeout)
 
 
 def stop_process_group() -> None:
@@ -113,7 +115,6 @@ def all_reduce_max(value: float) -> float:
 def _all_reduce(values: Sequence[float], operation: Any) -> list[float]:
     if not dist.is_initialized():
         return [float(value) for value in values]
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    total = torch.tensor(list(values), dtype=torch.float64, device=device)
+    total = torch.tensor(list(values), dtype=torch.float64)
     dist.all_reduce(total, op=operation)
     return list(total.tolist())
