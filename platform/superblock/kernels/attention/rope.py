@@ -26,6 +26,11 @@ def rotary(x_BTHK: Tensor, position_ids_BT: Tensor, *, fraction: float, theta: f
 
 def _angles(position_ids_BT: Tensor, rotated: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine of each position's angles, fp32 [B, T, 1, R/2]."""
-    exponent_R = torch.arange(0, rotated, 2, device=position_ids_BT.device, dtype=torch.float32) / rotated
-    angle = position_ids_BT[..., None, None].to(torch.float32) * (1.0 / theta**exponent_R)
+    angle = position_ids_BT[..., None, None].to(torch.float32) * frequencies(rotated, theta, position_ids_BT.device)
     return angle.cos(), angle.sin()
+
+
+def frequencies(rotated: int, theta: float, device: torch.device | str = "cpu") -> Tensor:
+    """Radians per position of each pair, fp32 [R/2]."""
+    exponent_R = torch.arange(0, rotated, 2, device=device, dtype=torch.float32) / rotated
+    return 1.0 / theta**exponent_R
