@@ -1,6 +1,11 @@
 """Attention: its masks, its forms against each other, documents, windows, cached keys, and rotary positions."""
 
+import importlib
 import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from superblock.kernels.attention import attend, choose, rotary
+from superblock.kernels.attention import attend, choose, rotary, xformers
+from superblock.kernels.attention import proof as proof_module
 from superblock.kernels.attention.masks import visible
+from superblock.kernels.attention.proof import Proof
 from superblock.kernels.attention.xformers import dense_bias, packed_bias, why_not
+from superblock.kernels.cuda_runtime import SONAME
 from superblock.kernels.packing import PackInfo
 
 CPU = torch.device("cpu")
@@ -82,7 +90,7 @@ def test_windows_against_transformers() -> None:
 @pytest.mark.parametrize("window", [None, 1, 3, 50])
 def test_masks_against_xformers(window: int | None) -> None:
     pack = PackInfo.from_doc_ids(torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 2, 2]]))
-    bias = packed_bias(pack.cu_seqlens, window, CPU).materialize((1, 1, 14, 14))[0, 0] == 0
+    bias = packed_bias(pack, window).materialize((1, 1, 14, 14))[0, 0] == 0
     ours = visible(7, 7, pack=pack, window=window, query_start=0, device=CPU)
     assert ours is not None
     assert torch.equal(bias, torch.block_diag(*(m.float() for m in ours[:, 0])).bool())
@@ -96,6 +104,13 @@ def test_masks_against_xformers(window: int | None) -> None:
             assert torch.equal(dense.materialize((1, 1, T, S))[0, 0] == 0, want[0, 0])
 
 
+def definition(q: Tensor, k: Tensor, v: Tensor, attn_bias: object = None) -> Tensor:
+    """What xFormers' kernels compute."""
+    bias = 0.0 if attn_bias is None else attn_bias.materialize((1, 1, q.shape[1], k.shape[1]))  # type: ignore[attr-defined]
+    scores = torch.einsum("bthk,bshk->bhts", q, k) * q.shape[-1] ** -0.5 + bias
+    return torch.einsum("bhts,bshk->bthk", scores.softmax(-1).to(v.dtype), v)
+
+
 @needs_xformers
 @pytest.mark.parametrize("case", [(None, None, 9), (3, None, 9), (None, [4, 5], 9), (3, [4, 5], 9), (None, None, 2)])
 def test_what_xformers_is_given(
@@ -104,11 +119,6 @@ def test_what_xformers_is_given(
     """Its CUDA kernels replaced by their definition: layout, repeated heads and biases give our attention."""
     ops = importlib.import_module("xformers.ops")
     from superblock.kernels.attention.xformers import memory_efficient
-
-    def definition(q: Tensor, k: Tensor, v: Tensor, attn_bias: object = None) -> Tensor:
-        bias = 0.0 if attn_bias is None else attn_bias.materialize((1, 1, q.shape[1], k.shape[1]))  # type: ignore[attr-defined]
-        scores = torch.einsum("bthk,bshk->bhts", q, k) * q.shape[-1] ** -0.5 + bias
-        return torch.einsum("bhts,bshk->bthk", scores.softmax(-1), v)
 
     monkeypatch.setattr(ops, "memory_efficient_attention", definition)
     window, lengths, T = case
@@ -145,11 +155,77 @@ def test_choice_of_backend() -> None:
 @needs_xformers
 def test_xformers_that_cannot_load_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     library = importlib.import_module("xformers._cpp_lib")
+    gpu = torch.device("cuda")
     monkeypatch.setattr(library, "_built_with_cuda", False)
-    assert "does not load" in str(why_not(torch.device("cuda")))
+    monkeypatch.setattr(xformers, "load_cuda_12", lambda: None)
+    assert "needs libcudart.so.12" in str(why_not(gpu)) and "superblock[gpu]" in str(why_not(gpu))
+    monkeypatch.setattr(xformers, "load_cuda_12", lambda: Path("libcudart.so.12"))
+    assert "does not load" in str(why_not(gpu))
     monkeypatch.setattr(library, "_built_with_cuda", True)
-    assert why_not(torch.device("cuda")) is None
-    assert choose("xformers", "cuda") == "xformers"
+    assert why_not(gpu) is None
+
+
+@needs_xformers
+def test_auto_takes_xformers_where_it_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only for documents and windows: whole rows need no mask in torch's own kernels."""
+    seen = {"reason": None}
+    monkeypatch.setattr(proof_module, "proof", lambda device, dtype, head_dim: Proof("fa2F-pt", 1e-3, seen["reason"]))
+    assert choose("auto", "cuda") == choose("xformers", "cuda") == "xformers"
+    assert choose("auto", "cuda", masked=False) == choose("auto", "cpu") == "sdpa"
+    seen["reason"] = "its fa2F-pt differs"
+    assert choose("auto", "cuda") == "sdpa"
+    with pytest.raises(RuntimeError, match="its fa2F-pt differs; use 'sdpa'"):
+        choose("xformers", "cuda")
+
+
+@needs_xformers
+def test_the_proof_accepts_the_definition_and_refuses_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor with xFormers' kernels replaced by their definition, then by one that leaks between documents."""
+    monkeypatch.setattr(xformers, "why_not", lambda device: None)
+    monkeypatch.setattr(proof_module, "_operator", lambda qkv, pack: "fa2F-pt")
+    ops = importlib.import_module("xformers.ops")
+    monkeypatch.setattr(ops, "memory_efficient_attention", definition)
+    right = proof_module._compare(CPU, torch.bfloat16, 32)
+    assert right.reason is None and 0 < right.error < 2e-2 and right.operator == "fa2F-pt"
+    causal = importlib.import_module("xformers.ops.fmha.attn_bias").LowerTriangularMask()
+    monkeypatch.setattr(ops, "memory_efficient_attention", lambda q, k, v, attn_bias: definition(q, k, v, causal))
+    assert "its fa2F-pt differs from the reference by" in str(proof_module._compare(CPU, torch.bfloat16, 32).reason)
+    proof_module.proof.cache_clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(xformers, "why_not", lambda device: None)
+    assert "it failed on a small problem" in str(proof_module.proof(CPU, torch.bfloat16, 32).reason)
+    assert "no torch.float64 kernel" in str(proof_module.proof(CPU, torch.float64, 32).reason)
+    proof_module.proof.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="needs a C compiler for Linux")
+def test_cuda_12_is_found_by_name_after_it_was_loaded_by_path(tmp_path: Path) -> None:
+    """A stand-in for NVIDIA's wheel and for an extension that asks for it, in a process of their own."""
+    folder = tmp_path / "site" / "nvidia" / "cuda_runtime" / "lib"
+    folder.mkdir(parents=True)
+    (tmp_path / "a.c").write_text("int runtime_version(void) { return 12; }\n")
+    (tmp_path / "b.c").write_text("int runtime_version(void); int ask(void) { return runtime_version(); }\n")
+    library, extension = folder / SONAME, tmp_path / "extension.so"
+    for line in (
+        ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{SONAME}", "-o", library, tmp_path / "a.c"],
+        ["gcc", "-shared", "-fPIC", "-o", extension, tmp_path / "b.c", f"-L{folder}", f"-l:{SONAME}"],
+    ):
+        subprocess.run(list(map(str, line)), check=True)
+    script = f"""
+import ctypes, sys
+from superblock.kernels.cuda_runtime import load_cuda_12
+assert load_cuda_12() is None
+try:
+    ctypes.CDLL({str(extension)!r})
+    raise SystemExit("the loader found it by itself")
+except OSError:
+    pass
+sys.path.append({str(tmp_path / "site")!r})
+assert str(load_cuda_12()) == {str(library)!r} == str(load_cuda_12())
+print(ctypes.CDLL({str(extension)!r}).ask())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "12"), done.stderr
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.5, 1.0])

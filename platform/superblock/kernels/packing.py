@@ -72,9 +72,11 @@ class PackInfo:
         """The same boundaries on another device."""
         if self.doc_ids_BT.device == torch.device(device):
             return self
-        tensors = [move(t, device) for t in (self.doc_ids_BT, self.position_ids_BT, self.cu_seqlens)]
+        doc_ids_BT, position_ids_BT = move(self.doc_ids_BT, device), move(self.position_ids_BT, device)
         source = self if self.doc_ids_BT.device.type == "cpu" else self.source
-        return PackInfo(*tensors, self.max_len, self.whole_rows, source)
+        return PackInfo(
+            doc_ids_BT, position_ids_BT, move(self.cu_seqlens, device), self.max_len, self.whole_rows, source
+        )
 
 
 def move(t: Tensor, device: torch.device | str) -> Tensor:

@@ -8,8 +8,9 @@ from torch import Tensor
 from superblock.kernels.attention.backend import choose
 from superblock.kernels.attention.eager import eager
 from superblock.kernels.attention.rope import rotary
-from superblock.kernels.attention.sdpa import sdpa
+from superblock.kernels.attention.sdpa import plain_causal, sdpa
 from superblock.kernels.packing import PackInfo
+from superblock.kernels.precision import compute_dtype
 
 __all__ = ["attend", "choose", "rotary"]
 
@@ -31,7 +32,9 @@ def attend(
     """
     assert q_BTHK.shape[2] % k_BSGK.shape[2] == 0, "query heads must be a multiple of kv heads"
     assert k_BSGK.shape[1] >= query_start + q_BTHK.shape[1], "every query needs its own key"
-    name = choose(backend, q_BTHK.device)
+    masked = query_start == 0 and not plain_causal(q_BTHK.shape[1], k_BSGK.shape[1], pack=pack, window=window)
+    dtype, head_dim = compute_dtype(q_BTHK), q_BTHK.shape[-1]
+    name = choose(backend, q_BTHK.device, dtype=dtype, head_dim=head_dim, masked=masked)
     if name == "eager":
         return eager(q_BTHK, k_BSGK, v_BSGK, pack=pack, window=window, query_start=query_start)
     if name == "sdpa":

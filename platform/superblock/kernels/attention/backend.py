@@ -5,16 +5,37 @@ import torch
 BACKENDS = ("auto", "sdpa", "xformers", "eager")
 
 
-def choose(name: str, device: torch.device | str) -> str:
-    """Resolve a backend's name for a device: "auto" is "sdpa".
+def choose(
+    name: str,
+    device: torch.device | str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    head_dim: int = 64,
+    masked: bool = True,
+) -> str:
+    """Resolve a backend's name: "auto" is "xformers" for documents or a window on a GPU where it is proven, else "sdpa".
+
+    Args:
+        dtype: in which attention is computed.
+        masked: whole rows without a window do not count as masked: torch's own kernels need no mask in memory for them,
+            and no repeated keys and values.
 
     Raises ValueError for an unknown name and RuntimeError, saying why, for a choice that cannot run.
     """
     if name not in BACKENDS:
         raise ValueError(f"attention backend {name!r} is unknown; choose one of {', '.join(BACKENDS)}")
-    if name == "xformers":
-        from superblock.kernels.attention.xformers import why_not  # slow to import, needed only here
+    if name == "xformers" and (reason := why_not_xformers(device, dtype, head_dim)):
+        raise RuntimeError(f"attention backend 'xformers' cannot run: {reason}; use 'sdpa'")
+    if name != "auto":
+        return name
+    if torch.device(device).type == "cuda" and masked and why_not_xformers(device, dtype, head_dim) is None:
+        return "xformers"
+    return "sdpa"
 
-        if reason := why_not(torch.device(device)):
-            raise RuntimeError(f"attention backend 'xformers' cannot run: {reason}; use 'sdpa'")
-    return "sdpa" if name == "auto" else name
+
+@torch.compiler.assume_constant_result
+def why_not_xformers(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why xFormers does not compute attention of this kind; None if it has been seen to do so, rightly."""
+    from superblock.kernels.attention.proof import proof  # imports xFormers, which takes seconds
+
+    return proof(torch.device(device), dtype, head_dim).reason

@@ -1,4 +1,4 @@
-"""Attention by xFormers, for GPUs: packed documents without a mask in memory.
+"""Attention by xFormers, for GPUs: packed documents and windows without a mask in memory.
 
 xFormers is imported on first use (seconds, and it warns without CUDA). Its biases are built by functions of their own,
 so that they can be compared with our masks on a CPU. Legend: B sequences, T queries, S keys, H heads, G kv heads,
@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from superblock.kernels.cuda_runtime import SONAME, load_cuda_12
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.precision import compute_dtype
 
 
 @functools.cache
 def _ops() -> Any:
+    load_cuda_12()
     return importlib.import_module("xformers.ops")
 
 
 def why_not(device: torch.device) -> str | None:
-    """Why xFormers cannot run on `device`; None if it can."""
+    """Why xFormers cannot be used on `device`; None if it is there. Whether it is right, `proof` tells."""
     if device.type != "cuda":
         return f"it has no kernels for {device.type}"
     try:
@@ -30,11 +32,17 @@ def why_not(device: torch.device) -> str | None:
         cpp_lib = importlib.import_module("xformers._cpp_lib")
     except ImportError as error:
         return f"it cannot be imported ({error}); pip install xformers"
-    if not cpp_lib._built_with_cuda:
-        return "its CUDA library does not load; install the wheel for this torch's CUDA version"
-    return None
+    if cpp_lib._built_with_cuda:
+        return None
+    cause: BaseException | None = cpp_lib._cpp_library_load_exception
+    while cause is not None and cause.__cause__ is not None:
+        cause = cause.__cause__
+    if load_cuda_12() is None:
+        return f"its CUDA library needs {SONAME}, which is not here; pip install 'superblock[gpu]'"
+    return f"its CUDA library does not load ({str(cause).splitlines()[0] if cause else 'no reason given'})"
 
 
+@torch.compiler.disable  # xFormers chooses its kernel in Python
 def memory_efficient(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, pack: PackInfo | None, window: int | None, query_start: int
 ) -> Tensor:
@@ -46,9 +54,8 @@ def memory_efficient(
     q = q_BTHK.to(dtype)
     if pack is None or pack.whole_rows:
         return _ops().memory_efficient_attention(q, k, v, attn_bias=dense_bias(T, end, window))
-    bias = packed_bias(pack.cu_seqlens, window, q.device)
     flat = (x.reshape(1, B * T, H, K) for x in (q, k, v))  # documents of all rows in one: it wants a batch of 1
-    return _ops().memory_efficient_attention(*flat, attn_bias=bias).view(B, T, H, K)
+    return _ops().memory_efficient_attention(*flat, attn_bias=packed_bias(pack, window)).view(B, T, H, K)
 
 
 def dense_bias(T: int, S: int, window: int | None) -> Any:
@@ -61,9 +68,12 @@ def dense_bias(T: int, S: int, window: int | None) -> Any:
     return fmha.LowerTriangularFromBottomRightMask().make_local_attention(window)
 
 
-@functools.lru_cache(maxsize=4)  # every layer of a step asks for the same; reading the lengths waits for the GPU
-def packed_bias(cu_seqlens: Tensor, window: int | None, device: torch.device) -> Any:
+def packed_bias(pack: PackInfo, window: int | None) -> Any:
     """Mask of the documents of a flattened batch, an xFormers bias."""
-    lengths = cu_seqlens.diff().tolist()
-    bias = _ops().fmha.attn_bias.BlockDiagonalCausalMask.from_seqlens(lengths, device=device)
+    bias = _documents(pack.host.cu_seqlens, pack.cu_seqlens.device)
     return bias if window is None else bias.make_local_attention(window)
+
+
+@functools.lru_cache(maxsize=4)  # every layer of a step asks for the same
+def _documents(cu_seqlens: Tensor, device: torch.device) -> Any:
+    return _ops().fmha.attn_bias.BlockDiagonalCausalMask.from_seqlens(cu_seqlens.diff().tolist(), device=device)
