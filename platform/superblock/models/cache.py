@@ -32,16 +32,21 @@ class KeyValueState:
     def append(self, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the keys and values of T tokens and returns those of all tokens so far."""
         end = self.length + k_BTGK.shape[1]
-        self.keys_BSGK = self._room(self.keys_BSGK, k_BTGK, end)
-        self.values_BSGK = self._room(self.values_BSGK, v_BTGK, end)
-        self.keys_BSGK[:, self.length : end] = k_BTGK
-        self.values_BSGK[:, self.length : end] = v_BTGK
+        keys_BSGK, values_BSGK = self.make_room(k_BTGK)
+        keys_BSGK[:, self.length : end] = k_BTGK
+        values_BSGK[:, self.length : end] = v_BTGK
         self.length = end
-        return self.keys_BSGK[:, :end], self.values_BSGK[:, :end]
+        return keys_BSGK[:, :end], values_BSGK[:, :end]
 
-    def _room(self, buffer: Tensor | None, like_BTGK: Tensor, end: int) -> Tensor:
-        if buffer is not None and buffer.shape[1] >= end:
-            return buffer
+    def make_room(self, like_BTGK: Tensor) -> tuple[Tensor, Tensor]:
+        """The buffers, with room for T more tokens."""
+        end = self.length + like_BTGK.shape[1]
+        if self.keys_BSGK is None or self.values_BSGK is None or self.keys_BSGK.shape[1] < end:
+            self.keys_BSGK = self._grown(self.keys_BSGK, like_BTGK, end)
+            self.values_BSGK = self._grown(self.values_BSGK, like_BTGK, end)
+        return self.keys_BSGK, self.values_BSGK
+
+    def _grown(self, buffer: Tensor | None, like_BTGK: Tensor, end: int) -> Tensor:
         B, _, G, K = like_BTGK.shape
         larger = like_BTGK.new_empty(B, max(64, 2 * end), G, K)
         if buffer is not None:

@@ -21,6 +21,7 @@ from superblock.models.cache import Cache
 from superblock.models.init import init_weights
 from superblock.models.moe import STATS, MoE, Routing
 from superblock.models.mtp import MTPHead
+from superblock.models.native_decoder import decode_natively
 from superblock.models.norm import RMSNorm
 from superblock.models.registry import builder_of, import_families, register
 from superblock.models.superblock import Superblock
@@ -73,7 +74,8 @@ class SuperblockModel(nn.Module):
             supervision: what the heads learn; None leaves them out.
             score: with labels, gives `scores` of `next_token`, every `exit/<s>` (s from 1, the last superblock has none)
                 and `mtp/<k>` for all tokens instead, without gradient.
-            cache: tokens before these, which it then also holds; for logits.
+            cache: tokens before these, which it then also holds; for logits. A single token on the CPU is one call of
+                C++ where that can serve, and then there are no router statistics.
             last_only: logits [B, 1, V] of the last token.
 
         Returns:
@@ -81,6 +83,8 @@ class SuperblockModel(nn.Module):
         """
         B, T = input_ids_BT.shape
         assert cache is None or (pack is None and labels_BT is None), "a cache continues rows, for logits only"
+        if cache is not None and (output := decode_natively(self, input_ids_BT, cache)) is not None:
+            return output
         if pack is None:
             pack = PackInfo.dense(B, T, start=cache.length if cache else 0, device=input_ids_BT.device)
         if labels_BT is None:

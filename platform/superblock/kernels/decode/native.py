@@ -123,7 +123,9 @@ class Decoder:
 def _enter_delta(entry: StateTable, before: DeltaState, after: DeltaState, held: list[Tensor]) -> None:
     conv_BWC, matrix_BHKV = before
     if conv_BWC.shape != after.conv_BWC.shape or matrix_BHKV.shape != after.matrix_BHKV.shape:
-        raise ValueError(f"delta state {tuple(conv_BWC.shape)}, {tuple(matrix_BHKV.shape)} is of another model or batch")
+        raise ValueError(
+            f"delta state {tuple(conv_BWC.shape)}, {tuple(matrix_BHKV.shape)} is of another model or batch"
+        )
     if conv_BWC.dtype != torch.float32 or matrix_BHKV.dtype != torch.float32:
         raise ValueError("a delta state must be float32")
     if conv_BWC.stride()[1:] != after.conv_BWC.stride()[1:]:
@@ -132,7 +134,11 @@ def _enter_delta(entry: StateTable, before: DeltaState, after: DeltaState, held:
     if not matrix_BHKV.is_contiguous():
         matrix_BHKV = matrix_BHKV.contiguous()
         held.append(matrix_BHKV)
-    entry.conv_before, entry.conv_stride, entry.conv_after = conv_BWC.data_ptr(), conv_BWC.stride(0), after[0].data_ptr()
+    entry.conv_before, entry.conv_stride, entry.conv_after = (
+        conv_BWC.data_ptr(),
+        conv_BWC.stride(0),
+        after[0].data_ptr(),
+    )
     entry.matrix_before, entry.matrix_after = matrix_BHKV.data_ptr(), after[1].data_ptr()
 
 
@@ -140,7 +146,9 @@ def _enter_keys(entry: StateTable, state: KeyValues, sizes: tuple[int, int, int]
     keys, values, length = state
     B, G, K = sizes
     if keys.shape != (B, keys.shape[1], G, K) or keys.shape != values.shape or keys.shape[1] <= length:
-        raise ValueError(f"keys {tuple(keys.shape)} and values {tuple(values.shape)} have no room for token {length + 1}")
+        raise ValueError(
+            f"keys {tuple(keys.shape)} and values {tuple(values.shape)} have no room for token {length + 1}"
+        )
     for tensor in (keys, values):
         if tensor.dtype != torch.float32 or not tensor.is_contiguous():
             raise ValueError("keys and values must be contiguous float32")
@@ -170,8 +178,8 @@ def _self_check() -> None:
     mixers = [kind(*[torch.empty(0)] * len(kind._fields)) for kind in (Delta, Attention)]
     layers = [(type(mixer)(*map(draw, mixer.shapes(sizes))), mixture()) for mixer in mixers]
     norm_D, table_ND = draw((32,)), draw((64, 32))
-    buffers = [torch.zeros(2, 3, 2, 32) for _ in range(2)]
-    exact_buffers = [torch.zeros(2, 3, 2, 32, dtype=torch.float64) for _ in range(2)]
+    keys, values = torch.zeros(2, 2, 3, 2, 32).unbind()
+    exact_keys, exact_values = torch.zeros(2, 2, 3, 2, 32, dtype=torch.float64).unbind()
     state = DeltaState(torch.zeros(2, 3, sizes.channels), torch.zeros(2, 2, 16, 32))
     exact_state = DeltaState(*(t.double() for t in state))
     exact_layers = [tuple(type(part)(*(t.double() for t in part)) for part in layer) for layer in layers]
@@ -180,13 +188,13 @@ def _self_check() -> None:
         x_BD = draw((2, 32))
         exact, [exact_state], exact_counts = reference.step(
             *(sizes, exact_layers, norm_D.double(), table_ND.double(), theta, x_BD.double()),  # type: ignore[arg-type]
-            *([exact_state, KeyValues(*exact_buffers, position)], position),
+            *([exact_state, KeyValues(exact_keys, exact_values, position)], position),
         )
-        logits, [state], counts = decoder.step(x_BD, [state, KeyValues(*buffers, position)], position)
+        logits, [state], counts = decoder.step(x_BD, [state, KeyValues(keys, values, position)], position)
         for name, ours, true in (
             *(("logits", logits, exact), ("counts", counts, exact_counts)),
             *(("convolution", state[0], exact_state[0]), ("matrix", state[1], exact_state[1])),
-            *(("keys", buffers[0], exact_buffers[0]), ("values", buffers[1], exact_buffers[1])),
+            *(("keys", keys, exact_keys), ("values", values, exact_values)),
         ):
             error = ((ours - true).norm() / true.norm()).item()
             assert error < 1e-5, f"{name} are off by {error:.1e}"

@@ -1,0 +1,182 @@
+"""A model's decoding step as one call of C++ (`kernels.decode`): when it serves, and what it is handed.
+
+What depends on the parameters is kept between steps, and looked at again before each: where they lie, and which modules
+hold them. So weights that were trained on, moved or replaced in the meantime are the ones that are used.
+
+Legend: B sequences, D width, V vocabulary, W taps, G kv heads, K head width.
+"""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from superblock.config.model import ModelConfig
+from superblock.kernels import decode
+from superblock.models.attention import GroupedQueryAttention
+from superblock.models.batch import ModelOutput
+from superblock.models.cache import Cache, DeltaState, KeyValueState
+from superblock.models.gated_deltanet import GatedDeltaNet
+from superblock.models.moe import MoE
+from superblock.models.norm import RMSNorm
+from superblock.models.superblock import Layer, Superblock
+
+MAX_BATCH = 16
+"""From here on torch's matrix products win."""
+_PARTS = (Superblock, Layer, GatedDeltaNet, GroupedQueryAttention, MoE, RMSNorm, nn.Linear, nn.Embedding, nn.ModuleList)
+_BACKENDS = ("auto", "native")
+
+
+def decode_natively(model: nn.Module, ids_BT: Tensor, cache: Cache) -> ModelOutput | None:
+    """The output of `SuperblockModel` for one token per sequence, without router statistics; the cache goes on with it.
+
+    None where PyTorch has to serve: several tokens or many sequences, gradients, autocast, dropout, another device or
+    dtype, hooks, modules of another kind, sizes without C++ code, backends that were chosen by name, no compiler.
+    """
+    if ids_BT.shape[1] != 1 or not 0 < len(ids_BT) <= MAX_BATCH or ids_BT.device.type != "cpu":
+        return None
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return None
+    trunk = _TRUNKS.get(model)
+    if trunk is None or not trunk.is_current():
+        trunk = _TRUNKS[model] = _Trunk(model)
+    if trunk.decoder is None or (model.training and trunk.config.embedding_dropout):
+        return None
+    return trunk.step(ids_BT[:, 0], cache)
+
+
+class _Trunk:
+    """Everything below a model that decoding reads; the heads are not."""
+
+    def __init__(self, model: nn.Module) -> None:
+        m: Any = model
+        self.config: ModelConfig = m.config
+        self.embedding: nn.Embedding = m.embedding
+        self.layers = [(s, j, layer) for s, block in enumerate(m.superblocks) for j, layer in enumerate(block.layers)]
+        parts = [m.embedding, m.norm, *m.superblocks.modules()] + ([m.unembedding] if m.unembedding is not None else [])
+        self._hooks = [hooks for part in [model, *parts] for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        self._children = [part._modules for part in [model, *parts]]
+        self._children_before = [dict(children) for children in self._children]
+        self._tensors = [tensors for part in parts for tensors in (part._parameters, part._buffers) if tensors]
+        self._addresses_before: list[int] = []
+        self.decoder: decode.Decoder | None = None
+        if any(self._hooks) or any(type(part) not in _PARTS for part in parts):
+            return
+        self._addresses_before = self._addresses()
+        if self._fits():
+            self.decoder = decode.Decoder(
+                sizes(self.config),
+                [(_mixer(layer), _experts(layer.moe)) for _, _, layer in self.layers],
+                *(m.norm.weight, m.output_weight, self.config.gqa.rope_theta),
+            )
+
+    def is_current(self) -> bool:
+        """Nothing was moved, replaced or hooked since."""
+        if any(self._hooks):
+            return self.decoder is None
+        return self._children == self._children_before and self._addresses() == self._addresses_before
+
+    def _addresses(self) -> list[int]:
+        return [t.data_ptr() for tensors in self._tensors for t in tensors.values() if t is not None]
+
+    def _fits(self) -> bool:
+        c = self.config
+        tensors = [t for owned in self._tensors for t in owned.values() if t is not None]
+        return (
+            all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in tensors)
+            and all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+            and all(backend in _BACKENDS for backend in (c.gdn.backend, c.gqa.backend, c.moe.backend))
+            and decode.why_not(sizes(c)) is None
+        )
+
+    def step(self, ids_B: Tensor, cache: Cache) -> ModelOutput | None:
+        """See `decode_natively`."""
+        assert self.decoder is not None
+        states = [cache.states.setdefault((s, j), layer.mixer.new_state()) for s, j, layer in self.layers]
+        if not all(map(_usable, states)):
+            return None
+        x_BD = F.embedding(ids_B, self.embedding.weight)
+        key_B1GK = x_BD.new_empty(len(x_BD), 1, self.config.gqa.num_kv_heads, self.config.gqa.head_dim)
+        before = [self._before(state, key_B1GK) for state in states]
+        logits_BV, after, counts_LE = self.decoder.step(x_BD, before, cache.length)
+        new = iter(after)
+        for state in states:
+            if isinstance(state, DeltaState):
+                state.conv_BWC, state.recurrent_BHKV = next(new)
+            else:
+                state.length += 1
+        cache.length += 1
+        return ModelOutput(logits_BTV=logits_BV[:, None], expert_counts_LE=counts_LE)
+
+    def _before(self, state: DeltaState | KeyValueState, key_B1GK: Tensor) -> decode.DeltaState | decode.KeyValues:
+        """A layer's state as the step reads it: zeros at the start of a sequence, and room for another key."""
+        c = self.config.gdn
+        if isinstance(state, KeyValueState):
+            return decode.KeyValues(*state.make_room(key_B1GK), state.length)
+        if state.conv_BWC is None or state.recurrent_BHKV is None:
+            B, channels = len(key_B1GK), 2 * c.num_key_heads * c.key_dim + c.num_value_heads * c.value_dim
+            matrix = torch.zeros(B, c.num_value_heads, c.key_dim, c.value_dim)
+            return decode.DeltaState(torch.zeros(B, c.conv_width - 1, channels), matrix)
+        return decode.DeltaState(state.conv_BWC, state.recurrent_BHKV)
+
+
+_TRUNKS: "WeakKeyDictionary[nn.Module, _Trunk]" = WeakKeyDictionary()
+
+
+def sizes(config: ModelConfig) -> decode.Sizes:
+    """The sizes of a configuration as `kernels.decode` has them."""
+    d, a, m = config.gdn, config.gqa, config.moe
+    return decode.Sizes(
+        width=config.d_model,
+        vocabulary=config.vocab_size,
+        key_heads=d.num_key_heads,
+        value_heads=d.num_value_heads,
+        key_width=d.key_dim,
+        value_width=d.value_dim,
+        taps=d.conv_width,
+        query_heads=a.num_heads,
+        kv_heads=a.num_kv_heads,
+        head_width=a.head_dim,
+        rotated=round(a.rope_fraction * a.head_dim),
+        window=a.window or 0,
+        gated=a.output_gate,
+        experts=m.num_experts,
+        chosen=m.top_k,
+        expert_width=m.d_expert,
+        shared_width=m.d_shared,
+        softmax=m.score == "softmax",
+        epsilon=config.norm_eps,
+        write_scale=2.0 if d.negative_eigenvalues else 1.0,
+        route_scale=m.route_scale,
+    )
+
+
+def _mixer(layer: Layer) -> decode.Delta | decode.Attention:
+    mixer, norm = layer.mixer, layer.norm.weight
+    if isinstance(mixer, GroupedQueryAttention):
+        return decode.Attention(norm, mixer.qkvg.weight, mixer.out.weight, mixer.query_norm, mixer.key_norm)
+    return decode.Delta(
+        *(norm, mixer.qkvz.weight, mixer.out.weight, mixer.ba.weight),
+        *(mixer.conv, mixer.A_log, mixer.dt_bias, mixer.norm.weight),
+    )
+
+
+def _experts(moe: MoE) -> decode.Experts:
+    norm = None if moe.norm is None else moe.norm.weight
+    shared = (moe.shared_gate_up, moe.shared_down, moe.shared_gate)
+    return decode.Experts(norm, moe.router.weight, moe.balance_bias, moe.gate_up, moe.down, *shared)
+
+
+def _usable(state: object) -> bool:
+    """Whether the step can read it: fp32 without a gradient, and buffers in one piece."""
+    if isinstance(state, DeltaState):
+        return all(_plain(t) for t in (state.conv_BWC, state.recurrent_BHKV))
+    if isinstance(state, KeyValueState):
+        return all(_plain(t) and (t is None or t.is_contiguous()) for t in (state.keys_BSGK, state.values_BSGK))
+    return False
+
+
+def _plain(t: Tensor | None) -> bool:
+    return t is None or (t.dtype == torch.float32 and not t.requires_grad)
