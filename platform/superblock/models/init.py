@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from superblock.config.model import ModelConfig
 
+WRITERS = ("out", "down", "shared_down")
+"""Last part of the names of the matrices through which a superblock or a block head writes into its residual stream."""
+
 
 def initial_std(config: ModelConfig) -> float:
     """Standard deviation of ordinary matrices: `model.init_std`, or min(0.02, D^-0.5)."""
@@ -44,7 +47,7 @@ def init_weights(model: nn.Module, seed: int) -> None:
     """
     config = cast(ModelConfig, model.config)
     for name, parameter in model.named_parameters():
-        local, region = _local_region(parameter)
+        local, region = local_region(parameter)
         if parameter.ndim < 3:
             local.copy_(_draw(name, parameter.shape, config, _generator(seed, name))[region])
             continue
@@ -55,7 +58,12 @@ def init_weights(model: nn.Module, seed: int) -> None:
         buffer.zero_()
 
 
-def _local_region(parameter: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
+def leaf_name(name: str) -> str:
+    """What the table of `init_weights` calls a parameter: `superblocks.0.layers.1.mixer.out.weight` is `out`."""
+    return name.removesuffix(".weight").rpartition(".")[2]
+
+
+def local_region(parameter: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
     """This process's storage and the part of the whole tensor that it holds."""
     if not hasattr(parameter, "placements"):  # not a DTensor, whose import takes a second
         return parameter, tuple(slice(0, n) for n in parameter.shape)
@@ -74,7 +82,7 @@ def _generator(seed: int, name: str) -> torch.Generator:
 
 def _draw(name: str, shape: torch.Size, config: ModelConfig, generator: torch.Generator) -> Tensor:
     """fp32 values of a whole parameter, or of one expert's matrix."""
-    leaf = name.removesuffix(".weight").rpartition(".")[2]
+    leaf = leaf_name(name)
     if leaf.endswith("norm"):
         return torch.ones(shape)
     if leaf == "w2":
@@ -82,7 +90,7 @@ def _draw(name: str, shape: torch.Size, config: ModelConfig, generator: torch.Ge
     if leaf in ("A_log", "dt_bias", "conv"):
         uniform = torch.rand(shape, generator=generator)
         return {"A_log": _log_decay, "dt_bias": _time_step_bias, "conv": _taps}[leaf](uniform)
-    std = writer_std(config) if leaf in ("out", "down", "shared_down") else initial_std(config)
+    std = writer_std(config) if leaf in WRITERS else initial_std(config)
     return torch.randn(shape, generator=generator) * std
 
 
