@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from superblock.kernels.delta_rule import gated_delta_rule
+from superblock.kernels.delta_rule import gated_delta_rule, native
 from superblock.kernels.delta_rule.backend import choose
 from superblock.kernels.delta_rule.reference import recurrent_states
 from superblock.kernels.packing import PackInfo
@@ -237,9 +237,20 @@ def test_states_after_every_token() -> None:
         assert torch.equal(states[:, t], state)
 
 
-def test_choice_of_backend() -> None:
-    assert choose("auto", num_tokens=1, training=False) == "recurrent"
-    assert choose("auto", num_tokens=1, training=True) == "chunked"
-    assert choose("auto", num_tokens=2, training=False) == "chunked"
-    with pytest.raises(ValueError, match="'fast' is unknown; choose one of auto, chunked, recurrent"):
-        choose("fast", num_tokens=2, training=False)
+def test_choice_of_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "unfit", lambda *_: "it is off")
+    one, two = (torch.zeros(1, T, 1, 16) for T in (1, 2))
+    assert choose("auto", one, one) == "recurrent"
+    assert choose("auto", one, one, training=True) == "chunked"
+    assert choose("auto", two, two) == "chunked"
+    with pytest.raises(ValueError, match="'fast' is unknown; choose one of auto, native, chunked, recurrent, fla"):
+        choose("fast", two, two)
+    with pytest.raises(RuntimeError, match="'native' cannot run: it is off; use 'chunked'"):
+        choose("native", two, two)
+    with pytest.raises(RuntimeError, match="'fla' cannot run: it has no kernels for cpu; use 'chunked'"):
+        choose("fla", two, two)
+    monkeypatch.undo()
+    assert choose("auto", two.double(), two.double()) == "chunked"
+    assert choose("auto", two[..., :12], two) == "chunked"
+    assert choose("auto", two, two, chunk_size=8) == "chunked"
+    assert choose("auto", two.to("meta"), two.to("meta")) == "chunked"

@@ -18,14 +18,14 @@ class DeltaNetConfig:
     value_dim: int = knob(64, "width of a value head", minimum=1, maximum=256)
     conv_width: int = knob(4, "taps of the causal depthwise convolution on q, k and v", minimum=1, maximum=16)
     negative_eigenvalues: bool = knob(True, "write strength in (0, 2) instead of (0, 1), which allows state tracking")
-    chunk_size: int = knob(32, "tokens per chunk of the parallel form", minimum=8, maximum=128)
-    backend: str = knob("auto", "kernel of the delta rule", choices=("auto", "chunked", "recurrent"))
+    chunk_size: int = knob(0, "tokens per chunk of the parallel form; 0: the kernel's own", minimum=0, maximum=128)
+    backend: str = knob("auto", "kernel of the delta rule", choices=("auto", "native", "chunked", "recurrent", "fla"))
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.num_value_heads % self.num_key_heads:
             yield "num_value_heads", f"must be a multiple of num_key_heads={self.num_key_heads}"
-        if self.chunk_size & (self.chunk_size - 1):
-            yield "chunk_size", "must be a power of two"
+        if self.chunk_size & (self.chunk_size - 1) or 0 < self.chunk_size < 8:
+            yield "chunk_size", "must be 0 or a power of two from 8"
 
 
 @dataclass
@@ -41,7 +41,7 @@ class AttentionConfig:
     rope_theta: float = knob(10000.0, "base of the rotary frequencies", above=1)
     output_gate: bool = knob(True, "multiply the output by sigmoid of a projection of the input")
     window: int | None = knob(None, "tokens a query sees, itself included; null is all before it", minimum=1)
-    backend: str = knob("auto", "kernel of attention", choices=("auto", "sdpa", "xformers", "eager"))
+    backend: str = knob("auto", "kernel of attention", choices=("auto", "native", "sdpa", "xformers", "eager"))
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.num_heads % self.num_kv_heads:
@@ -68,7 +68,7 @@ class MoEConfig:
     balance_rate: float = knob(1e-3, "step of the selection bias after each optimizer step; 0 turns it off", minimum=0)
     aux_loss: float = knob(1e-4, "weight of the load-balancing loss", minimum=0)
     z_loss: float = knob(0.0, "weight of the squared log-sum-exp of the router logits (softmax only)", minimum=0)
-    backend: str = knob("auto", "kernel of the experts", choices=("auto", "sorted", "grouped", "loop"))
+    backend: str = knob("auto", "kernel of the experts", choices=("auto", "native", "sorted", "grouped", "loop"))
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.top_k > self.num_experts:

@@ -1,0 +1,191 @@
+// What forward and backward of the chunked delta rule share: products of any multiple of 16, and one chunk made ready.
+//
+// Legend: K key width, VD value width (V is the vector type), C tokens of a chunk; rows lie `K + PAD` (or VD, C) floats apart,
+// for rows that are a power of two apart would fall into the same few sets of the first cache.
+#pragma once
+#include "gemm.h"
+
+constexpr int PAD = 16;
+constexpr float EPS = 1e-6f;
+
+// C [M, N] = A [M, K] B [K, N], plus scale * D if ADD (D may be C); `gemm` for sizes known at run time, all multiples of 16.
+template <bool TRANSPOSED, bool ADD, Part PART>
+static __attribute__((noinline)) void multiply(int M, int N, int K, const float* A, int lda, const float* B, int ldb,
+                                               const float* D, int ldd, float scale, float* C, int ldc) {
+  for (int n = 0; n < N;) {
+    bool pair = n + COLUMNS * W <= N;
+    for (int m = 0; m < M; m += ROWS) {
+      int last = m + ROWS - 1;
+      if (PART == OUT_LOWER && n > last) continue;
+      int k_begin = PART == A_UPPER ? m : 0, k_end = PART == A_LOWER ? std::min(K, m + ROWS) : K;
+      const float *a = TRANSPOSED ? A + m : A + (size_t)m * lda, *d = ADD ? D + (size_t)m * ldd + n : nullptr;
+      float* c = C + (size_t)m * ldc + n;
+      if (pair && !(PART == OUT_LOWER && n + W > last))
+        block<ROWS, COLUMNS, TRANSPOSED, ADD>(k_begin, k_end, a, lda, B + n, ldb, d, ldd, scale, c, ldc);
+      else
+        for (int j = 0; j < COLUMNS * W && n + j < N && !(PART == OUT_LOWER && n + j > last); j += W)
+          block<ROWS, 1, TRANSPOSED, ADD>(k_begin, k_end, a, lda, B + n + j, ldb, d + j, ldd, scale, c + j, ldc);
+    }
+    n += COLUMNS * W;
+  }
+}
+
+static void transpose_any(int rows, int columns, const float* S, int lds, float* D, int ldd) {
+  for (int i = 0; i < rows; i += 16)
+    for (int j = 0; j < columns; j += 16)
+      transpose<16, 16>(S + (size_t)i * lds + j, lds, D + (size_t)j * ldd + i, ldd);
+}
+
+// Solves (I + L) X = Y for rows of VD values, L strictly lower; `finish(row, column, x)` gets every solved vector and returns
+// what later rows subtract, which is also what is stored in place of Y. UPWARDS solves with L transposed, last row first.
+template <int NV, bool UPWARDS, class Finish>
+INLINE void solve_columns(int C, const float* L, int ldl, float* Y, int ldy, int column, Finish finish) {
+  constexpr int R = ROWS / 2;
+  for (int begin = UPWARDS ? C - R : 0; UPWARDS ? begin >= 0 : begin < C; begin += UPWARDS ? -R : R) {
+    V acc[R][NV];
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++) acc[i][j] = load(Y + (size_t)(begin + i) * ldy + column + j * W);
+    for (int p = UPWARDS ? begin + R : 0; p < (UPWARDS ? C : begin); p++) {
+      V y[NV];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++) y[j] = load(Y + (size_t)p * ldy + column + j * W);
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) {
+        V factor = splat(UPWARDS ? L[(size_t)p * ldl + begin + i] : L[(size_t)(begin + i) * ldl + p]);
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; j++) acc[i][j] -= factor * y[j];
+      }
+    }
+#pragma GCC unroll 8
+    for (int step = 0; step < R; step++) {
+      const int i = UPWARDS ? R - 1 - step : step;
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++) {
+        acc[i][j] = finish(begin + i, column + j * W, acc[i][j]);
+        store(Y + (size_t)(begin + i) * ldy + column + j * W, acc[i][j]);
+      }
+#pragma GCC unroll 8
+      for (int l = UPWARDS ? 0 : i + 1; l < (UPWARDS ? i : R); l++) {
+        V factor = splat(UPWARDS ? L[(size_t)(begin + i) * ldl + begin + l] : L[(size_t)(begin + l) * ldl + begin + i]);
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; j++) acc[l][j] -= factor * acc[i][j];
+      }
+    }
+  }
+}
+template <bool UPWARDS, class Finish>
+INLINE void solve(int C, int VD, const float* L, int ldl, float* Y, int ldy, Finish finish) {
+  int column = 0;
+  for (; column + 2 * W <= VD; column += 2 * W) solve_columns<2, UPWARDS>(C, L, ldl, Y, ldy, column, finish);
+  for (; column < VD; column += W) solve_columns<1, UPWARDS>(C, L, ldl, Y, ldy, column, finish);
+}
+
+// One head of one sequence: its first elements, and how far apart tokens are.
+template <class X>
+struct Head {
+  const X *q, *k, *v;
+  const float *g, *beta;
+  const int32_t* documents;  // null: the row is one document
+  int64_t q_step, k_step, v_step, gate_step, tokens;
+  int K, VD, C;
+};
+
+// Pieces of a thread's scratch memory, each at the start of a cache line.
+struct Arena {
+  float* next;
+  float* take(size_t count) {
+    float* begin = next;
+    next += (count + 15) / 16 * 16;
+    return begin;
+  }
+};
+
+// Brings a row to `length`; returns the factor that did it.
+template <class X>
+INLINE float unit(const X* x, int K, float length, float* out) {
+  V squares{};
+  for (int j = 0; j < K; j += W) {
+    V value = load(x + j);
+    squares += value * value;
+    store(out + j, value);
+  }
+  float factor = length / std::sqrt(sum(squares) + EPS);
+  for (int j = 0; j < K; j += W) store(out + j, load(out + j) * factor);
+  return factor;
+}
+
+struct Chunk {
+  int K, C, ldk, ldc;
+  float *KQ;                          // [2C, K] keys of length 1, then queries of length K^-0.5
+  float *KQ_t;                        // [K, C] keys transposed
+  float *D;                           // [C, C] decay from token j to i, zero above the diagonal and between documents
+  float *KK, *P;                      // [C, C] each, one after the other: K K^T * D below the diagonal, Q K^T * D
+  float *factor, *beta, *e, *r;       // [2C], [C], [C], [C]
+  float *high, *low, *document;       // [C]
+  float a;
+  int length;                         // tokens; rows behind them are zero and change nothing
+
+  Chunk(int K, int C, Arena& arena) : K(K), C(C), ldk(K + PAD), ldc(C + PAD) {
+    KQ = arena.take(2 * C * ldk), KQ_t = arena.take(K * ldc), D = arena.take(C * ldc);
+    KK = arena.take(2 * C * ldc), P = KK + C * ldc;
+    factor = arena.take(2 * C), beta = arena.take(C), e = arena.take(C), r = arena.take(C);
+    high = arena.take(C), low = arena.take(C), document = arena.take(C);
+  }
+
+  template <class X>
+  void prepare(const Head<X>& head, int64_t first) {
+    length = (int)std::min<int64_t>(C, head.tokens - first);
+    const float scale = 1.0f / std::sqrt((float)K);
+    for (int i = 0; i < C; i++) {
+      float *k = KQ + i * ldk, *q = KQ + (C + i) * ldk;
+      if (i < length) {
+        factor[i] = unit(head.k + (first + i) * head.k_step, K, 1.0f, k);
+        factor[C + i] = unit(head.q + (first + i) * head.q_step, K, scale, q);
+      } else {
+        memset(k, 0, sizeof(float) * K), memset(q, 0, sizeof(float) * K);
+        factor[i] = factor[C + i] = 0;
+      }
+    }
+    decays(head, first);
+    transpose_any(C, K, KQ, ldk, KQ_t, ldc);
+    multiply<false, false, OUT_LOWER>(C, C, K, KQ, ldk, KQ_t, ldc, nullptr, 0, 0, KK, ldc);
+    multiply<false, false, OUT_LOWER>(C, C, K, KQ + C * ldk, ldk, KQ_t, ldc, nullptr, 0, 0, P, ldc);
+    for (int i = 0; i < C; i++) {
+      V row = splat((float)i), high_i = splat(high[i]), low_i = splat(low[i]), document_i = splat(document[i]);
+      for (int j = 0; j < C; j += W) {
+        float *kk = KK + i * ldc + j, *p = P + i * ldc + j, *d = D + i * ldc + j;
+        V column = lanes() + (float)j;
+        VI before = (column < row) & (load(document + j) == document_i), until = before | (column == row);
+        V decay = select(until, vexp((high_i - load(high + j)) + (low_i - load(low + j))), V{});
+        store(d, decay);
+        store(kk, select(before, load(kk) * decay, V{}));
+        store(p, select(until, load(p) * decay, V{}));
+      }
+    }
+  }
+
+  // The running sum of the log decays is kept as high + low: differences of large sums keep their digits.
+  template <class X>
+  void decays(const Head<X>& head, int64_t first) {
+    double total = 0;
+    float changes = 0;
+    const int32_t* ids = head.documents;
+    for (int i = 0; i < C; i++) {
+      int64_t t = first + i;
+      if (i < length) {
+        total += head.g[t * head.gate_step];
+        if (ids && t > 0 && ids[t] != ids[t - 1]) changes += 1;
+      }
+      beta[i] = i < length ? head.beta[t * head.gate_step] : 0.0f;
+      high[i] = (float)total, low[i] = (float)(total - high[i]), document[i] = changes;
+    }
+    for (int i = 0; i < C; i += W) {
+      V sum_high = load(high + i), sum_low = load(low + i), ids_i = load(document + i);
+      store(e + i, select(ids_i == 0.0f, vexp(sum_high) * (1.0f + sum_low), V{}));
+      store(r + i, select(ids_i == changes, vexp((high[C - 1] - sum_high) + (low[C - 1] - sum_low)), V{}));
+    }
+    a = e[C - 1];
+  }
+};

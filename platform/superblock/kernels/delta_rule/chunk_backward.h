@@ -1,0 +1,157 @@
+// One head of one sequence backwards, last chunk first; the formulas of chunk_forward.h, differentiated.
+//
+// Two pairs share one product each: keys with queries, and -dY (the gradient that the solved rows Y = U send to their right
+// hand side) with the gradient dO of the outputs.
+#pragma once
+#include "chunk.h"
+
+static size_t backward_scratch(int K, int VD, int C) {
+  return (size_t)C * (6 * (K + PAD) + 3 * (VD + PAD) + 6 * (C + PAD)) + K * (C + PAD) + VD * (C + PAD) + K * (VD + PAD) +
+         2 * VD * (K + PAD) + (size_t)C * W + 32 * (C + 16);
+}
+
+// Where the gradients of one head go; tokens lie `*_step` elements apart.
+template <class X, class Y>
+struct Gradients {
+  Y *q, *k;
+  X* v;
+  float *g, *beta, *initial;  // `initial` null: not wanted
+  int64_t q_step, v_step, gate_step;
+};
+
+// Through `unit`: the part of d along the row does not change its length.
+template <class Y>
+INLINE void unit_backward(const float* d, const float* row, int K, float factor, float inverse_square, Y* out) {
+  V along{};
+  for (int j = 0; j < K; j += W) along += load(d + j) * load(row + j);
+  float share = sum(along) * inverse_square;
+  for (int j = 0; j < K; j += W) store(out + j, (load(d + j) - load(row + j) * share) * factor);
+}
+
+// Turns gradients of K K^T * D and P into those of the bare products, in place, and gives row and column sums of what they
+// ask of the logarithm of D.
+static void decay_backward(const Chunk& chunk, float* dKK, float* dP, float* row_sums, float* column_sums) {
+  const int C = chunk.C, ldc = chunk.ldc;
+  memset(column_sums, 0, sizeof(float) * C);
+  for (int i = 0; i < C; i++) {
+    V total{}, row = splat((float)i);
+    for (int j = 0; j < C; j += W) {
+      size_t at = (size_t)i * ldc + j;
+      V column = lanes() + (float)j;
+      V d_kk = select(column < row, load(dKK + at), V{}), d_p = select(column <= row, load(dP + at), V{});
+      V both = d_kk * load(chunk.KK + at) + d_p * load(chunk.P + at), decay = load(chunk.D + at);
+      total += both;
+      store(column_sums + j, load(column_sums + j) + both);
+      store(dKK + at, d_kk * decay), store(dP + at, d_p * decay);
+    }
+    row_sums[i] = sum(total);
+  }
+}
+
+// `d_o` [T, VD] rows `o_step` apart; `states`, `residuals` from the forward pass; `d_last` [K, VD] or null.
+template <class X, class Y>
+static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step, const float* states, const float* residuals,
+                          bool from_zero, const float* d_last, const Gradients<X, Y>& out) {
+  const int K = head.K, VD = head.VD, C = head.C, ldk = K + PAD, ldv = VD + PAD, ldc = C + PAD;
+  Arena arena{scratch<float>(backward_scratch(K, VD, C))};
+  Chunk chunk(K, C, arena);
+  float *KQ = chunk.KQ, *K_r = arena.take(C * ldk), *U = arena.take(C * ldv), *U_t = arena.take(VD * ldc);
+  float *Y_O = arena.take(2 * C * ldv), *O = Y_O + C * ldv, *dS = arena.take(K * ldv);
+  float *dS_t = arena.take(VD * ldk), *S_t = arena.take(VD * ldk);
+  float *dKQ = arena.take(2 * C * ldk), *dK_r = arena.take(C * ldk), *dKK = arena.take(2 * C * ldc), *dP = dKK + C * ldc;
+  float *d_log = arena.take(C), *columns = arena.take(C), *d_beta = arena.take(C * W);
+  const int64_t count = (head.tokens + C - 1) / C;
+  bool silent = !d_last;  // nothing has asked anything of the state yet
+  for (int i = 0; i < K; i++)
+    if (silent)
+      memset(dS + i * ldv, 0, sizeof(float) * VD);
+    else
+      memcpy(dS + i * ldv, d_last + i * VD, sizeof(float) * VD);
+  for (int64_t n = count - 1; n >= 0; n--, silent = false) {
+    const int64_t first = n * C;
+    const bool empty = n == 0 && from_zero;  // the state before the chunk is zero
+    const float* S = states + (size_t)n * K * VD;
+    chunk.prepare(head, first);
+    const int length = chunk.length;
+    for (int i = 0; i < C; i++) {
+      for (int j = 0; j < K; j += W) store(K_r + i * ldk + j, load(KQ + i * ldk + j) * chunk.r[i]);
+      for (int j = 0; j < VD; j += W) {
+        store(O + i * ldv + j, i < length ? load(d_o + (first + i) * o_step + j) : V{});
+        store(U + i * ldv + j, i < length ? load(residuals + (first + i) * VD + j) * chunk.beta[i] : V{});
+      }
+    }
+    // dU = K_r dS + P^T dO, then the triangular system transposed; -dY = -beta dU stays
+    if (silent) {
+      multiply<true, false, A_UPPER>(C, VD, C, chunk.P, ldc, O, ldv, nullptr, 0, 0, Y_O, ldv);
+    } else {
+      multiply<false, false, FULL>(C, VD, K, K_r, ldk, dS, ldv, nullptr, 0, 0, Y_O, ldv);
+      multiply<true, true, A_UPPER>(C, VD, C, chunk.P, ldc, O, ldv, Y_O, ldv, 1, Y_O, ldv);
+    }
+    memset(d_beta, 0, sizeof(float) * C * W);
+    // the solver subtracts what it is given: dY = beta (dU - sum of KK dY)
+    solve<true>(C, VD, chunk.KK, ldc, Y_O, ldv, [&](int row, int column, V du) {
+      V dy = du * chunk.beta[row];
+      if (row < length) {
+        store(out.v + (first + row) * out.v_step + column, dy);
+        float* lanes_of_row = d_beta + row * W;
+        store(lanes_of_row, load(lanes_of_row) + du * load(residuals + (first + row) * VD + column));
+      }
+      return dy;
+    });
+    for (int i = 0; i < C; i++)
+      for (int j = 0; j < VD; j += W) store(Y_O + i * ldv + j, -load(Y_O + i * ldv + j));
+    transpose_any(C, VD, U, ldv, U_t, ldc);
+    multiply<false, false, OUT_LOWER>(C, C, VD, Y_O, ldv, U_t, ldc, nullptr, 0, 0, dKK, ldc);
+    multiply<false, false, OUT_LOWER>(C, C, VD, O, ldv, U_t, ldc, nullptr, 0, 0, dP, ldc);
+    decay_backward(chunk, dKK, dP, d_log, columns);
+    for (int i = 0; i < 2 * C; i++)
+      for (int j = 0; j < VD; j += W) store(Y_O + i * ldv + j, load(Y_O + i * ldv + j) * chunk.e[i % C]);
+    float d_a = 0;
+    if (!silent) {
+      transpose_any(K, VD, dS, ldv, dS_t, ldk);
+      multiply<false, false, FULL>(C, K, VD, U, ldv, dS_t, ldk, nullptr, 0, 0, dK_r, ldk);
+    }
+    if (!empty) {
+      transpose_any(K, VD, S, VD, S_t, ldk);
+      multiply<false, false, FULL>(2 * C, K, VD, Y_O, ldv, S_t, ldk, nullptr, 0, 0, dKQ, ldk);
+      V products{};
+      if (!silent && chunk.a != 0)
+        for (int i = 0; i < K; i++)
+          for (int j = 0; j < VD; j += W) products += load(dS + i * ldv + j) * load(S + i * VD + j);
+      d_a = sum(products);
+    }
+    if (n > 0 || out.initial) multiply<true, true, FULL>(K, VD, 2 * C, KQ, ldk, Y_O, ldv, dS, ldv, chunk.a, dS, ldv);
+    float survivors = 0;
+    for (int i = 0; i < C; i++) {
+      V through_e{}, through_r{}, r = splat(silent ? 0.0f : chunk.r[i]);
+      for (int j = 0; j < K; j += W) {
+        float *dk = dKQ + i * ldk + j, *dq = dKQ + (C + i) * ldk + j;
+        V k = load(KQ + i * ldk + j), a = empty ? V{} : load(dk), b = empty ? V{} : load(dq);
+        V c = silent ? V{} : load(dK_r + i * ldk + j) * r;
+        through_e += a * k + b * load(KQ + (C + i) * ldk + j), through_r += c * k;
+        store(dk, a + c);
+        if (empty) store(dq, b);
+      }
+      float lost = silent ? 0.0f : sum(through_r);
+      survivors += lost;
+      d_log[i] += (empty ? 0.0f : sum(through_e)) - lost - columns[i];
+    }
+    d_log[C - 1] += survivors + d_a * chunk.a;
+    multiply<false, true, A_LOWER>(C, K, C, dKK, ldc, KQ, ldk, dKQ, ldk, 1, dKQ, ldk);
+    multiply<false, true, A_LOWER>(C, K, C, dP, ldc, KQ, ldk, dKQ + C * ldk, ldk, 1, dKQ + C * ldk, ldk);
+    multiply<true, true, A_UPPER>(C, K, C, dKK, ldc, KQ, ldk, dKQ, ldk, 1, dKQ, ldk);
+    multiply<true, true, A_UPPER>(C, K, C, dP, ldc, KQ + C * ldk, ldk, dKQ, ldk, 1, dKQ, ldk);
+    double running = 0;
+    for (int i = C - 1; i >= 0; i--) {
+      running += d_log[i];
+      if (i >= length) continue;
+      unit_backward(dKQ + i * ldk, KQ + i * ldk, K, chunk.factor[i], 1, out.k + (first + i) * out.q_step);
+      unit_backward(dKQ + (C + i) * ldk, KQ + (C + i) * ldk, K, chunk.factor[C + i], (float)K,
+                    out.q + (first + i) * out.q_step);
+      out.g[(first + i) * out.gate_step] = (float)running;
+      out.beta[(first + i) * out.gate_step] = sum(load(d_beta + i * W));
+    }
+  }
+  if (out.initial)
+    for (int i = 0; i < K; i++) memcpy(out.initial + i * VD, dS + i * ldv, sizeof(float) * VD);
+}

@@ -1,0 +1,92 @@
+// Entry points of the gated delta rule (arXiv 2412.06464) for processors: one task per head of a sequence.
+//
+// Legend: B sequences, T tokens, G key heads, H value heads (H / G of them share a key head), K and VD their widths (multiples
+// of 16), C tokens of a chunk (a multiple of 16). q, k [B, T, G, K] and v [B, T, H, VD] come with any strides but a contiguous
+// last dimension; gates g, beta [B, T, H], states [B, H, K, VD] and all results are contiguous.
+#include "chunk_backward.h"
+#include "chunk_forward.h"
+#include "recurrent.h"
+
+struct Batch {
+  const void *q, *k, *v;
+  const float *g, *beta;
+  const int32_t* documents;  // [B, T] or null
+  int64_t q_row, q_step, q_head, k_row, k_step, k_head, v_row, v_step, v_head;  // strides in elements
+  int64_t B, T, G, H, K, VD, C;
+
+  template <class X>
+  Head<X> head(int64_t task) const {
+    int64_t b = task / H, h = task % H, shared = h / (H / G), gate = b * T * H + h;
+    return {(const X*)q + b * q_row + shared * q_head,
+            (const X*)k + b * k_row + shared * k_head,
+            (const X*)v + b * v_row + h * v_head,
+            g + gate,
+            beta + gate,
+            documents ? documents + b * T : nullptr,
+            q_step, k_step, v_step, H, T, (int)K, (int)VD, (int)C};
+  }
+};
+
+template <class X>
+static void forward(const Batch& in, const float* initial, float* o, float* states, float* residuals, float* last,
+                    bool recurrent, int64_t threads) {
+  const int64_t square = in.K * in.VD, chunks = (in.T + in.C - 1) / in.C;
+#pragma omp parallel num_threads(threads)
+  {
+    FlushSubnormals flush;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < in.B * in.H; task++) {
+      const Head<X> head = in.head<X>(task);
+      const float* first = initial ? initial + task * square : nullptr;
+      float* out = o + (task / in.H * in.T * in.H + task % in.H) * in.VD;
+      if (recurrent)
+        recurrent_head(head, first, out, in.H * in.VD, last + task * square);
+      else
+        forward_head(head, first, out, in.H * in.VD, states ? states + task * chunks * square : nullptr,
+                     residuals ? residuals + task * in.T * in.VD : nullptr, last + task * square);
+    }
+  }
+}
+
+template <class X, class Y>
+static void backward(const Batch& in, const float* d_o, const float* d_last, const float* states, const float* residuals,
+                     bool from_zero, void* dq, void* dk, void* dv, float* dg, float* d_beta, float* d_initial,
+                     int64_t threads) {
+  const int64_t square = in.K * in.VD, chunks = (in.T + in.C - 1) / in.C;
+#pragma omp parallel num_threads(threads)
+  {
+    FlushSubnormals flush;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < in.B * in.H; task++) {
+      const int64_t gate = task / in.H * in.T * in.H + task % in.H;
+      Gradients<X, Y> out{(Y*)dq + gate * in.K, (Y*)dk + gate * in.K, (X*)dv + gate * in.VD, dg + gate, d_beta + gate,
+                          d_initial ? d_initial + task * square : nullptr, in.H * in.K, in.H * in.VD, in.H};
+      backward_head(in.head<X>(task), d_o + gate * in.VD, in.H * in.VD, states + task * chunks * square,
+                    residuals + task * in.T * in.VD, from_zero, d_last ? d_last + task * square : nullptr, out);
+    }
+  }
+}
+
+// `states` [B, H, chunks, K, VD] and `residuals` [B, H, T, VD] null: nothing is kept for a backward pass.
+ENTRY void delta_rule_forward(const void* q, const void* k, const void* v, const float* g, const float* beta,
+                              const int32_t* documents, int64_t q_row, int64_t q_step, int64_t q_head, int64_t k_row,
+                              int64_t k_step, int64_t k_head, int64_t v_row, int64_t v_step, int64_t v_head, int64_t B,
+                              int64_t T, int64_t G, int64_t H, int64_t K, int64_t VD, int64_t C, int64_t is_bf16,
+                              int64_t recurrent, const float* initial, float* o, float* last, float* states,
+                              float* residuals, int64_t threads) {
+  Batch in{q, k, v, g, beta, documents, q_row, q_step, q_head, k_row, k_step, k_head, v_row, v_step, v_head, B, T, G, H, K, VD, C};
+  (is_bf16 ? forward<bf16> : forward<float>)(in, initial, o, states, residuals, last, recurrent, threads);
+}
+
+// dq, dk [B, T, H, K]: in the inputs' dtype if H = G, else fp32 and for each value head by itself. dv in the inputs' dtype.
+ENTRY void delta_rule_backward(const void* q, const void* k, const void* v, const float* g, const float* beta,
+                               const int32_t* documents, int64_t q_row, int64_t q_step, int64_t q_head, int64_t k_row,
+                               int64_t k_step, int64_t k_head, int64_t v_row, int64_t v_step, int64_t v_head, int64_t B,
+                               int64_t T, int64_t G, int64_t H, int64_t K, int64_t VD, int64_t C, int64_t is_bf16,
+                               int64_t from_zero, const float* d_o, const float* d_last, const float* states,
+                               const float* residuals, void* dq, void* dk, void* dv, float* dg, float* d_beta,
+                               float* d_initial, int64_t threads) {
+  Batch in{q, k, v, g, beta, documents, q_row, q_step, q_head, k_row, k_step, k_head, v_row, v_step, v_head, B, T, G, H, K, VD, C};
+  auto run = is_bf16 ? (H == G ? backward<bf16, bf16> : backward<bf16, float>) : backward<float, float>;
+  run(in, d_o, d_last, states, residuals, from_zero, dq, dk, dv, dg, d_beta, d_initial, threads);
+}
