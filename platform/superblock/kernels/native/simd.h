@@ -45,7 +45,7 @@ INLINE V load(const bf16* p) {
 // Round to nearest even; NaN stays NaN.
 INLINE void store(bf16* p, V x) {
 #if defined(__AVX512BF16__)
-  *(__m256bh __attribute__((aligned(2), may_alias))*)p = _mm512_cvtneps_pbh((__m512)x);
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
 #else
   VU bits = (VU)x;
   VU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -67,6 +67,32 @@ INLINE void put(bf16* p, float x) {
   uint32_t bits;
   memcpy(&bits, &x, 4);
   *p = x != x ? (bf16)((bits >> 16) | 0x40) : (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// A row of any length: f(column, Whole{}) for each whole vector, then f(column, count) for what is left, if anything.
+// read and write take the second argument: with a count, lanes past it are zero, or are not written.
+struct Whole {};
+template <class F>
+INLINE void for_columns(int64_t columns, F f) {
+  int64_t column = 0;
+  for (; column + W <= columns; column += W) f(column, Whole{});
+  if (column < columns) f(column, columns - column);
+}
+template <class T>
+INLINE V read(const T* p, Whole) { return load(p); }
+template <class T>
+INLINE V read(const T* p, int64_t count) {
+  T padded[W] = {};
+  memcpy(padded, p, count * sizeof(T));
+  return load(padded);
+}
+template <class T>
+INLINE void write(T* p, V x, Whole) { store(p, x); }
+template <class T>
+INLINE void write(T* p, V x, int64_t count) {
+  T padded[W];
+  store(padded, x);
+  memcpy(p, padded, count * sizeof(T));
 }
 
 INLINE V select(VI mask, V yes, V no) { return (V)(((VI)yes & mask) | ((VI)no & ~mask)); }
