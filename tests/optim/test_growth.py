@@ -94,7 +94,12 @@ def test_state_follows_the_weights(method: str, name: str) -> None:
 
 
 def test_none_starts_anew() -> None:
-    assert named(*grow(trained(1, "adamw"), 3, "none", "adamw")) == {}
+    parent = trained(1, "adamw")
+    model, optimizer = grow(parent, 3, "none", "adamw")
+    assert named(model, optimizer) == {}
+    step(model, optimizer, 9, 1)
+    transplant_states(plan_growth(small(1), small(3), "none"), named(*parent), model, optimizer)
+    assert named(model, optimizer) == {}  # a state that the optimizer had is forgotten
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
