@@ -2,7 +2,7 @@
 
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +39,13 @@ def small(text_folder: Path) -> Callable[..., list[str]]:
         return [*SMALL, f"data.path={text_folder}", *more]
 
     return overrides
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    """A process group that needs no other process and no network."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

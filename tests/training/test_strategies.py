@@ -1,7 +1,6 @@
 """Which strategy and how many processes a run gets, how stacks are cut, and FSDP2 on one process."""
 
 import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -113,13 +112,6 @@ def test_clipping() -> None:
     assert clip_gradients(iter(parameters), 1.0).item() == pytest.approx(4.0)
     assert clip_gradients(parameters, 1.0).item() == pytest.approx(1.0, rel=1e-5)
     assert parameters[2].grad is None
-
-
-@pytest.fixture
-def group_of_one() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo needs a network interface by name there")

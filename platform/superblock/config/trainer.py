@@ -24,6 +24,14 @@ class TrainerConfig:
         "single, ddp, fsdp (torch's FSDP2); auto is single, or fsdp under torchrun",
         choices=("auto", "single", "ddp", "fsdp"),
     )
+    compile: bool = knob(
+        False, "compile each layer with torch.compile: tens of seconds to minutes before the first step, for GPUs"
+    )
+    activation_checkpointing: str = knob(
+        "none",
+        "compute activations twice to save memory: selective the mixers', full whole layers'",
+        choices=("none", "selective", "full"),
+    )
     accelerator: str = knob("auto", "cpu or gpu; auto takes a GPU if there is one", choices=("auto", "cpu", "gpu"))
     threads: int | None = knob(None, "CPU threads; null is one per core, or 1 per process under torchrun", minimum=1)
     checkpoint_every: str = knob("1 minutes", f"distance between checkpoints: {ALLOWED}")

@@ -7,6 +7,7 @@ bias moves after the update, and nothing may depend on a batch index that a resu
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from superblock.training import checkpoint
 from superblock.training.calibration import TIMED, WARM_UP, seconds_per_step
 from superblock.training.data_module import PackedDataModule
 from superblock.training.distributed import all_reduce_sum, broadcast_object
+from superblock.training.layers import prepare_layers
 from superblock.training.sharding import clip_gradients, shard
 from superblock.training.strategies import resolve_strategy
 from superblock.training.supervision import supervision_at
@@ -85,6 +87,7 @@ class LanguageModelModule(pl.LightningModule):
         """Builds the model once; under `fsdp` on the meta device, sharded, then filled shard by shard."""
         if self.model is not None:
             return
+        prepare = partial(prepare_layers, config=self.config.trainer)
         if resolve_strategy(self.config.trainer.strategy) == "fsdp":
             assert self.device_mesh is not None
             self.model = shard(
@@ -92,9 +95,11 @@ class LanguageModelModule(pl.LightningModule):
                 seed=self.config.seed,
                 mesh=self.device_mesh["data_parallel"],
                 device=self.trainer.strategy.root_device,
+                prepare=prepare,
             )
         else:
             self.model = build_model(self.config.model, seed=self.config.seed)
+            prepare(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer; its learning rate is set in every step."""

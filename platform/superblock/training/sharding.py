@@ -5,7 +5,7 @@ lowers the precision of the products. Buffers, such as the routers' selection bi
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,14 @@ from superblock.models.init import init_weights
 from superblock.models.language_model import SuperblockModel, build_model
 
 
-def shard(config: ModelConfig, *, seed: int, mesh: DeviceMesh, device: torch.device | str) -> SuperblockModel:
+def shard(
+    config: ModelConfig,
+    *,
+    seed: int,
+    mesh: DeviceMesh,
+    device: torch.device | str,
+    prepare: Callable[[nn.Module], None] = lambda model: None,
+) -> SuperblockModel:
     """Builds a sharded model without ever holding the whole of it.
 
     The model is made on the meta device, cut, given storage for this process's parts, and only then filled. Its weights
@@ -27,8 +34,10 @@ def shard(config: ModelConfig, *, seed: int, mesh: DeviceMesh, device: torch.dev
     Args:
         mesh: one dimension, over all processes.
         device: where this process's parts live.
+        prepare: changes the model before it is cut (training.layers).
     """
     model = build_model(config, seed=seed, device="meta")
+    prepare(model)
     shard_modules(model, mesh)
     model.to_empty(device=device)
     init_weights(model, seed)

@@ -15,6 +15,7 @@ from torch import Tensor
 from superblock.kernels.cuda_runtime import SONAME, load_cuda_12
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.precision import compute_dtype
+from superblock.kernels.tracing import untraced
 
 
 @functools.cache
@@ -42,7 +43,7 @@ def why_not(device: torch.device) -> str | None:
     return f"its CUDA library does not load ({str(cause).splitlines()[0] if cause else 'no reason given'})"
 
 
-@torch.compiler.disable  # xFormers chooses its kernel in Python
+@untraced  # xFormers chooses its kernel in Python
 def memory_efficient(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, pack: PackInfo | None, window: int | None, query_start: int
 ) -> Tensor:

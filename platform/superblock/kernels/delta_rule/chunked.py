@@ -25,8 +25,10 @@ from superblock.kernels.delta_rule.inverse import unit_lower_inverse
 from superblock.kernels.delta_rule.reference import EPS
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.precision import accumulation_dtype, fp32_island
+from superblock.kernels.tracing import untraced
 
 
+@untraced
 def chunked(
     q_BTGK: Tensor,
     k_BTGK: Tensor,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.precision import accumulation_dtype, fp32_island
+from superblock.kernels.tracing import untraced
 
 EPS = 1e-6
 """Added to the squared length of a key or query before its inverse square root."""
@@ -24,6 +25,7 @@ def normalize(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + EPS)
 
 
+@untraced
 def recurrent(
     q_BTGK: Tensor,
     k_BTGK: Tensor,

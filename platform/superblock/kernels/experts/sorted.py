@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from superblock.kernels.precision import accumulation_dtype, compute_dtype
+from superblock.kernels.tracing import untraced
 
 HALF_ROWS = 128
 """Rows of each expert are padded to a multiple of this in 16-bit: oneDNN builds a kernel for every new shape (2-3 ms
@@ -44,6 +45,7 @@ def _plan(index_Nk: Tensor, num_experts: int, multiple: int) -> _Plan:
     return _Plan(ends, token_P, place.view(N, k))
 
 
+@untraced
 def sorted_experts(x_ND: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
     """Same as `loop`; differentiable once in `x`, both weights and the routing weights. Deterministic."""
     dtype = compute_dtype(x_ND)
