@@ -1,10 +1,11 @@
 // Attention of one token over cached keys and values, in pieces of CHUNK tokens that threads share and that are then merged.
-// Pieces have fixed borders, so the result does not depend on the number of threads.
+// Pieces have fixed borders, so the result does not depend on the number of threads. Legend: see tables.h; R = Q / G.
 #pragma once
 #include "products.h"
 #include "tables.h"
 
-constexpr int64_t CHUNK = 512, BLOCK = 32;  // a block's values stay in the first cache while every query head uses them
+constexpr int64_t CHUNK = 256, BLOCK = 32;  // a block's rows stay in the first caches while every query head uses them
+constexpr int64_t AHEAD = 16;               // rows between the one that is read and the one that is asked for
 
 struct Span {  // the pieces that the token sees
   int64_t first_key, end, first_chunk, chunks;
@@ -27,59 +28,57 @@ static void position(const float* x, const float* weight, const Sizes& s, const 
   }
 }
 
-// scores[i] = scale * q . key_i
-static void score(const float* q, const float* keys, int64_t stride, int64_t count, int64_t width, float scale,
+// scores[r, i] = scale * q_r . key_i for the R query heads of a group.
+static void score(const float* q, int64_t R, const float* keys, int64_t stride, int64_t count, int64_t width, float scale,
                   float* scores) {
   for (int64_t i = 0; i < count; i += 4) {
     const float* row[4];
-    for (int r = 0; r < 4; r++) row[r] = keys + std::min(i + r, count - 1) * stride;
-    V total[4] = {};
-    for (int64_t k = 0; k < width; k += W) {
-      V value = load(q + k);
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; r++) total[r] += load(row[r] + k) * value;
+    for (int j = 0; j < 4; j++) {
+      row[j] = keys + std::min(i + j, count - 1) * stride;
+      for (int64_t k = 0; k < width; k += 16) __builtin_prefetch(row[j] + AHEAD * stride + k);
     }
-    sums(total[0], total[1], total[2], total[3], scores + i);
+    for (int64_t r = 0; r < R; r++) {
+      V total[4] = {};
+      for (int64_t k = 0; k < width; k += W) {
+        V value = load(q + r * width + k) * scale;
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) total[j] += load(row[j] + k) * value;
+      }
+      sums(total[0], total[1], total[2], total[3], scores + r * CHUNK + i);
+    }
   }
-  for (int64_t i = 0; i < count; i++) scores[i] *= scale;
 }
 
-// sum_i p_i value_i, NV vectors wide, added to `o`
-template <int NV>
+// sum_i p_i value_i, NV vectors wide, added to `o`.
+template <int NV, bool PREFETCH>
 INLINE void gather(const float* p, const float* values, int64_t stride, int64_t count, float* o) {
   V total[NV];
 #pragma GCC unroll 4
   for (int j = 0; j < NV; j++) total[j] = load(o + j * W);
   for (int64_t i = 0; i < count; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) total[j] += load(values + i * stride + j * W) * p[i];
+    for (int j = 0; j < NV; j++) {
+      if (PREFETCH) __builtin_prefetch(values + (i + AHEAD) * stride + j * W);
+      total[j] += load(values + i * stride + j * W) * p[i];
+    }
 #pragma GCC unroll 4
   for (int j = 0; j < NV; j++) store(o + j * W, total[j]);
 }
 
-// Floats of one piece's result: for each query head of the group its maximum, its sum (padded), and the sum of values.
-INLINE int64_t piece_floats(const Sizes& s) { return s.query_heads / s.kv_heads * (s.head_width + GROUP); }
+template <bool PREFETCH>
+static void gather_head(const float* p, const float* values, int64_t stride, int64_t count, int64_t width, float* o) {
+  int64_t k = 0;
+  for (; k + 4 * W <= width; k += 4 * W) gather<4, PREFETCH>(p, values + k, stride, count, o + k);
+  for (; k < width; k += W) gather<1, PREFETCH>(p, values + k, stride, count, o + k);
+}
 
-// Piece c of kv head g of sequence b. `local` has (R + 1) K + R CHUNK floats for R query heads per kv head.
-static void attend_piece(const Sizes& s, const Layer& layer, const State& state, const Span& span, const float* projected,
-                         const float* turn, int64_t b, int64_t g, int64_t c, float* local, float* piece) {
-  const int64_t K = s.head_width, R = s.query_heads / s.kv_heads, stride = s.kv_heads * K;
-  float *keys = state.keys + b * state.stride + g * K, *values = state.values + b * state.stride + g * K;
-  float *q = local, *scores = q + R * K;
-  for (int64_t r = 0; r < R; r++) position(projected + (g * R + r) * K, layer.query_norm, s, turn, q + r * K);
-  int64_t chunk = span.first_chunk + c;
-  int64_t begin = std::max(chunk * CHUNK, span.first_key), end = std::min((chunk + 1) * CHUNK, span.end);
-  if (end == span.end) {  // the piece with the token itself
-    position(projected + (s.query_heads + g) * K, layer.key_norm, s, turn, keys + state.length * stride);
-    memcpy(values + state.length * stride, projected + (s.query_heads + s.kv_heads + g) * K, K * 4);
-  }
-  const int64_t count = end - begin;
-  const float scale = 1.0f / std::sqrt((float)K);
-  for (int64_t i = 0; i < count; i += BLOCK)
-    for (int64_t r = 0; r < R; r++)
-      score(q + r * K, keys + (begin + i) * stride, stride, std::min(BLOCK, count - i), K, scale, scores + r * CHUNK + i);
-  for (int64_t r = 0; r < R; r++) {
-    float *p = scores + r * CHUNK, *out = piece + r * (K + GROUP);
+// Floats of one piece's result: for each query head its maximum, its sum (padded to a group), and the sum of values.
+INLINE int64_t piece_floats(const Sizes& s) { return s.query_heads * (s.head_width + GROUP); }
+
+// Scores [Q, CHUNK] to weights; maximum and sum of each head go to the head of its result.
+static void softmax(const Sizes& s, int64_t count, float* scores, float* piece) {
+  for (int64_t h = 0; h < s.query_heads; h++) {
+    float *p = scores + h * CHUNK, *out = piece + h * (s.head_width + GROUP);
     for (int64_t i = count; i % W; i++) p[i] = -1e30f;
     V most = splat(-1e30f), total{};
     for (int64_t i = 0; i < count; i += W) most = vmax(load(p + i), most);
@@ -90,24 +89,49 @@ static void attend_piece(const Sizes& s, const Layer& layer, const State& state,
       store(p + i, weight);
     }
     out[0] = maximum, out[1] = sum(total);
-    for (int64_t k = 0; k < K; k += W) store(out + GROUP + k, V{});
+    memset(out + GROUP, 0, s.head_width * 4);
   }
+}
+
+// Piece c of sequence b, all heads. `local` has Q (K + CHUNK) floats.
+static void attend_piece(const Sizes& s, const Layer& layer, const State& state, const Span& span, const float* projected,
+                         const float* turn, int64_t b, int64_t c, float* local, float* piece) {
+  const int64_t Q = s.query_heads, G = s.kv_heads, K = s.head_width, R = Q / G, stride = G * K;
+  float *keys = state.keys + b * state.stride, *values = state.values + b * state.stride;
+  float *q = local, *scores = q + Q * K;
+  for (int64_t h = 0; h < Q; h++) position(projected + h * K, layer.query_norm, s, turn, q + h * K);
+  int64_t chunk = span.first_chunk + c;
+  int64_t begin = std::max(chunk * CHUNK, span.first_key), end = std::min((chunk + 1) * CHUNK, span.end);
+  if (end == span.end) {  // the piece with the token itself
+    for (int64_t g = 0; g < G; g++)
+      position(projected + (Q + g) * K, layer.key_norm, s, turn, keys + state.length * stride + g * K);
+    memcpy(values + state.length * stride, projected + (Q + G) * K, stride * 4);
+  }
+  const int64_t count = end - begin;
+  const float scale = 1.0f / std::sqrt((float)K);
+  keys += begin * stride, values += begin * stride;
   for (int64_t i = 0; i < count; i += BLOCK)
-    for (int64_t r = 0; r < R; r++) {
-      const float *p = scores + r * CHUNK + i, *rows = values + (begin + i) * stride;
-      float* o = piece + r * (K + GROUP) + GROUP;
-      int64_t k = 0, block = std::min(BLOCK, count - i);
-      for (; k + 4 * W <= K; k += 4 * W) gather<4>(p, rows + k, stride, block, o + k);
-      for (; k < K; k += W) gather<1>(p, rows + k, stride, block, o + k);
+    for (int64_t g = 0; g < G; g++)
+      score(q + g * R * K, R, keys + i * stride + g * K, stride, std::min(BLOCK, count - i), K, scale,
+            scores + g * R * CHUNK + i);
+  softmax(s, count, scores, piece);
+  for (int64_t i = 0; i < count; i += BLOCK)
+    for (int64_t h = 0; h < Q; h++) {
+      const float *p = scores + h * CHUNK + i, *rows = values + i * stride + h / R * K;
+      float* o = piece + h * (K + GROUP) + GROUP;
+      if (h % R == 0)
+        gather_head<true>(p, rows, stride, std::min(BLOCK, count - i), K, o);
+      else
+        gather_head<false>(p, rows, stride, std::min(BLOCK, count - i), K, o);
     }
 }
 
-// The output [Q, K] of one sequence from the pieces of its kv heads, times the gate.
+// The output [Q, K] of one sequence from its pieces, times the gate.
 static void merge_pieces(const Sizes& s, const Span& span, const float* pieces, const float* projected, float* y) {
-  const int64_t K = s.head_width, R = s.query_heads / s.kv_heads;
+  const int64_t K = s.head_width;
   const float* gate = projected + (s.query_heads + 2 * s.kv_heads) * K;
   for (int64_t h = 0; h < s.query_heads; h++) {
-    const float* own = pieces + h / R * span.chunks * piece_floats(s) + h % R * (K + GROUP);
+    const float* own = pieces + h * (K + GROUP);
     float most = own[0], total = 0;
     for (int64_t c = 1; c < span.chunks; c++) most = std::max(most, own[c * piece_floats(s)]);
     float* o = y + h * K;

@@ -32,7 +32,7 @@ struct Shared {
   Shared(const Sizes& s, int64_t chunks, Memory& memory) {
     projected = memory.take(s.batch * largest_projection(s));
     mixed = memory.take(s.batch * largest_mixed(s));
-    pieces = memory.take(s.batch * s.kv_heads * chunks * piece_floats(s));
+    pieces = memory.take(s.batch * chunks * piece_floats(s));
     hidden = memory.take(s.batch * (s.chosen + 1) * std::max(s.expert_width, s.shared_width));
     turn = memory.take(s.rotated);
   }
@@ -42,10 +42,9 @@ struct Own {  // of one thread
   float *normed, *mixed, *head, *gates;
   Routing routing;
   Own(const Sizes& s, Memory& memory) {
-    int64_t repeats = s.query_heads / s.kv_heads;
     normed = memory.take(s.batch * s.width);
     mixed = memory.take(s.batch * largest_mixed(s));
-    head = memory.take(std::max(2 * (s.key_width + s.value_width), repeats * (s.head_width + CHUNK)));
+    head = memory.take(std::max(2 * (s.key_width + s.value_width), s.query_heads * (s.head_width + CHUNK)));
     gates = memory.take(s.batch * GROUP);
     routing.index = memory.take<int64_t>(s.batch * s.chosen);
     routing.weight = memory.take(s.batch * s.chosen);
@@ -90,18 +89,18 @@ struct Step {
   }
 
   void mix_attention(const Team& team, const Layer& layer, const State& state, const Own& own) const {
-    const int64_t G = s.kv_heads, rows = ((s.gated ? 2 : 1) * s.query_heads + 2 * G) * s.head_width;
+    const int64_t rows = ((s.gated ? 2 : 1) * s.query_heads + 2 * s.kv_heads) * s.head_width;
     project(team, layer, rows, own);
     const Span span(s, state);
-    const int64_t tasks = s.batch * G * span.chunks, columns = s.query_heads * s.head_width;
+    const int64_t tasks = s.batch * span.chunks, columns = s.query_heads * s.head_width;
     for (int64_t i = team.begin(tasks); i < team.end(tasks); i++) {
-      int64_t c = i % span.chunks, g = i / span.chunks % G, b = i / span.chunks / G;
-      attend_piece(s, layer, state, span, shared.projected + b * rows, shared.turn, b, g, c, own.head,
+      int64_t b = i / span.chunks, c = i % span.chunks;
+      attend_piece(s, layer, state, span, shared.projected + b * rows, shared.turn, b, c, own.head,
                    shared.pieces + i * piece_floats(s));
     }
     team.wait();
     for (int64_t b = 0; b < s.batch; b++)
-      merge_pieces(s, span, shared.pieces + b * G * span.chunks * piece_floats(s), shared.projected + b * rows,
+      merge_pieces(s, span, shared.pieces + b * span.chunks * piece_floats(s), shared.projected + b * rows,
                    own.mixed + b * columns);
     leave(team, layer, own.mixed, columns);
   }

@@ -28,14 +28,33 @@ INLINE float dot(const float* a, const float* b, int64_t width) {
   return sum(total);
 }
 
-// Four rows of the matrix times B vectors: out [B, 4].
-template <int B>
+// Four rows of the matrix times one vector, one row after the other: memory is read twice as fast as in four streams at once.
+INLINE void four_rows(const float* matrix, int64_t width, const float* x, float* out) {
+  V row_total[4];
+  for (int r = 0; r < 4; r++) {
+    const float* row = matrix + r * width;
+    V total[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * W <= width; i += 4 * W)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) total[j] += load(row + i + j * W) * load(x + i + j * W);
+    for (; i < width; i += W) total[0] += load(row + i) * load(x + i);
+    row_total[r] = (total[0] + total[1]) + (total[2] + total[3]);
+  }
+  sums(row_total[0], row_total[1], row_total[2], row_total[3], out);
+}
+
+// Four rows times B vectors: out [B, 4]. Four streams need to be told what comes: the four rows after these.
+template <int B, bool PREFETCH>
 static void four_rows(const float* matrix, int64_t width, const float* const* x, float* out) {
   V total[B][4] = {};
   for (int64_t i = 0; i < width; i += W) {
     V row[4];
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) row[r] = load(matrix + r * width + i);
+    for (int r = 0; r < 4; r++) {
+      if (PREFETCH) __builtin_prefetch(matrix + 4 * (width + i) + r * W);
+      row[r] = load(matrix + r * width + i);
+    }
 #pragma GCC unroll 4
     for (int b = 0; b < B; b++) {
       V value = load(x[b] + i);
@@ -56,10 +75,11 @@ static void product(const float* matrix, int64_t begin, int64_t end, int64_t wid
     float y[16];
     for (int64_t b = 0; b < batch; b += 4) {
       int64_t count = std::min<int64_t>(4, batch - b);
-      if (count == 1) four_rows<1>(rows, width, x + b, y);
-      if (count == 2) four_rows<2>(rows, width, x + b, y);
-      if (count == 3) four_rows<3>(rows, width, x + b, y);
-      if (count == 4) four_rows<4>(rows, width, x + b, y);
+      if (count == 1) four_rows(rows, width, x[b], y);
+      if (count == 2) four_rows<2, true>(rows, width, x + b, y);
+      if (count == 3) four_rows<3, true>(rows, width, x + b, y);
+      if (count == 4 && b == 0) four_rows<4, true>(rows, width, x, y);
+      if (count == 4 && b > 0) four_rows<4, false>(rows, width, x + b, y);
       for (int64_t i = 0; i < count; i++) put(b + i, n, y + 4 * i);
     }
   }
