@@ -2,11 +2,13 @@
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from superblock.kernels.native import processor
 from superblock.kernels.native.build import BuildError, build, load
@@ -40,6 +42,14 @@ class NativeLibrary:
         """The level it was built for, None before it is loaded."""
         return self._level
 
+    @property
+    def wanted_level(self) -> str | None:
+        """The level it is going to be built for; None if it is turned off or cannot be had, which `why_not` explains."""
+        try:
+            return self._asked or processor.level()
+        except ValueError:
+            return None
+
     def at(self, level: str) -> "NativeLibrary":
         """The same source for another level, for tests; without a check of its own."""
         return NativeLibrary(self.source, check=lambda: None, level=level)
@@ -59,7 +69,8 @@ class NativeLibrary:
                 self._reason = f"{processor.VARIABLE}=off"
             else:
                 self._handle = load(build(self.source, self._level))
-                self._check()
+                with _plain_torch():
+                    self._check()
         except AssertionError as error:
             self._reason = f"{self.source.name} differs from its reference on this machine ({self._level}): {error}"
         except (BuildError, ValueError) as error:
@@ -77,6 +88,14 @@ class NativeLibrary:
         assert self._handle is not None, f"{self.source.name} is not loaded: {self._reason}"
         function = getattr(self._handle, name)
         function(*map(_c_value, arguments), ctypes.c_int64(torch.get_num_threads()))
+
+
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """With gradients, in full precision and on real tensors, whatever surrounds the call that needs the library."""
+    with torch.inference_mode(False), torch.enable_grad(), _disable_current_modes():
+        with torch.autocast("cpu", enabled=False):
+            yield
 
 
 def _c_value(argument: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
