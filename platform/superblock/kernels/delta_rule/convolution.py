@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from superblock.kernels.delta_rule.native_convolution import fused_conv, unfit
 from superblock.kernels.packing import PackInfo
 
 
@@ -19,8 +20,17 @@ def causal_conv(
     """silu(conv(x)) in the dtype of `x`, and the last W-1 inputs [B, W-1, C], which continue the last document.
 
     `state_BWC` holds the W-1 inputs before the first token of each row; without it they are zero. Taps that reach into
-    another document count as zero; in the returned state such inputs are zero for the same reason.
+    another document count as zero; in the returned state such inputs are zero for the same reason. In C++ where that can
+    run, else by shifts.
     """
+    form = fused_conv if unfit(x_BTC, weight_CW) is None else shifted_conv
+    return form(x_BTC, weight_CW, pack=pack, state_BWC=state_BWC)
+
+
+def shifted_conv(
+    x_BTC: Tensor, weight_CW: Tensor, *, pack: PackInfo | None = None, state_BWC: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`causal_conv` in PyTorch alone, for every device and dtype."""
     B, T, C = x_BTC.shape
     W = weight_CW.shape[1]
     before_BWC = x_BTC.new_zeros(B, W - 1, C) if state_BWC is None else state_BWC.to(x_BTC.dtype)
