@@ -3,12 +3,15 @@
 Legend: B sequences, T tokens, D width, H query heads, G kv heads, K head width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from superblock.config.model import AttentionConfig
-from superblock.kernels.attention import attend, rotary
+from superblock.kernels.attention import attend, choose, native_layer, native_positions, rotary
 from superblock.kernels.packing import PackInfo
+from superblock.kernels.precision import compute_dtype
 from superblock.models.cache import KeyValueState
 from superblock.models.norm import rms_norm
 
@@ -38,22 +41,42 @@ class GroupedQueryAttention(nn.Module):
         """Mixes tokens of the same document; a `state` is continued and updated, and then `pack` has whole rows."""
         c = self.config
         heads_BTnK = self.qkvg(x_BTD).unflatten(-1, (-1, c.head_dim))
+        if state is None and self._native(heads_BTnK):
+            o_BTHK = native_layer(heads_BTnK, self.query_norm, self.key_norm, pack, window=c.window, **self._turning())
+        else:
+            o_BTHK = self._attend(heads_BTnK, pack, state)
+        return self.out(o_BTHK.flatten(-2))
+
+    def _attend(self, heads_BTnK: Tensor, pack: PackInfo, state: KeyValueState | None) -> Tensor:
+        """The same step by step, as a cache and every other kernel want it."""
+        c = self.config
         rotated, H, G = c.num_heads + c.num_kv_heads, c.num_heads, c.num_kv_heads
         v_BTGK = heads_BTnK[:, :, rotated : rotated + G]
-        q_BTHK, k_BTGK = self._positioned(heads_BTnK[:, :, :rotated], pack).split([H, G], dim=2)
+        q_BTHK, k_BTGK = self._positioned(heads_BTnK, pack).split([H, G], dim=2)
         if state is None:
             o_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, pack=pack, window=c.window, backend=c.backend)
         else:
             start = state.length
             k_BSGK, v_BSGK = state.append(k_BTGK, v_BTGK)
             o_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, pack=None, window=c.window, query_start=start, backend=c.backend)
-        if c.output_gate:
-            o_BTHK = o_BTHK * heads_BTnK[:, :, rotated + G :].sigmoid()
-        return self.out(o_BTHK.flatten(-2))
+        return o_BTHK * heads_BTnK[:, :, rotated + G :].sigmoid() if c.output_gate else o_BTHK
 
-    def _positioned(self, qk_BTnK: Tensor, pack: PackInfo) -> Tensor:
+    def _positioned(self, heads_BTnK: Tensor, pack: PackInfo) -> Tensor:
         """Queries and keys after norm and rotation."""
         c = self.config
+        if not torch.is_grad_enabled() and self._native(heads_BTnK):
+            return native_positions(heads_BTnK, self.query_norm, self.key_norm, pack, **self._turning())
+        qk_BTnK = heads_BTnK[:, :, : c.num_heads + c.num_kv_heads]
         weight_nK = torch.cat([self.query_norm.expand(c.num_heads, -1), self.key_norm.expand(c.num_kv_heads, -1)])
         normed_BTnK = rms_norm(qk_BTnK, weight_nK, self.norm_eps)
         return rotary(normed_BTnK, pack.position_ids_BT, fraction=c.rope_fraction, theta=c.rope_theta)
+
+    def _native(self, heads_BTnK: Tensor) -> bool:
+        c = self.config
+        dtype = compute_dtype(heads_BTnK)
+        return choose(c.backend, heads_BTnK.device, dtype=dtype, head_dim=c.head_dim) == "native"
+
+    def _turning(self) -> dict[str, Any]:
+        c = self.config
+        heads = c.num_heads, c.num_kv_heads
+        return {"heads": heads, "fraction": c.rope_fraction, "theta": c.rope_theta, "eps": self.norm_eps}

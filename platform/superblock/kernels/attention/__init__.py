@@ -7,12 +7,13 @@ from torch import Tensor
 
 from superblock.kernels.attention.backend import choose
 from superblock.kernels.attention.eager import eager
+from superblock.kernels.attention.native import native_attention, native_layer, native_positions
 from superblock.kernels.attention.rope import rotary
 from superblock.kernels.attention.sdpa import plain_causal, sdpa
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.precision import compute_dtype
 
-__all__ = ["attend", "choose", "rotary"]
+__all__ = ["attend", "choose", "native_layer", "native_positions", "rotary"]
 
 
 def attend(
@@ -37,6 +38,8 @@ def attend(
     name = choose(backend, q_BTHK.device, dtype=dtype, head_dim=head_dim, masked=masked)
     if name == "eager":
         return eager(q_BTHK, k_BSGK, v_BSGK, pack=pack, window=window, query_start=query_start)
+    if name == "native":
+        return native_attention(q_BTHK, k_BSGK, v_BSGK, pack=pack, window=window, query_start=query_start)
     if name == "sdpa":
         return sdpa(q_BTHK, k_BSGK, v_BSGK, pack=pack, window=window, query_start=query_start)
     from superblock.kernels.attention.xformers import memory_efficient

@@ -2,7 +2,9 @@
 
 import torch
 
-BACKENDS = ("auto", "sdpa", "xformers", "eager")
+from superblock.kernels.tracing import constant
+
+BACKENDS = ("auto", "native", "sdpa", "xformers", "eager")
 
 
 def choose(
@@ -13,7 +15,8 @@ def choose(
     head_dim: int = 64,
     masked: bool = True,
 ) -> str:
-    """Resolve a backend's name: "auto" is "xformers" for documents or a window on a GPU where it is proven, else "sdpa".
+    """Resolve a backend's name: "auto" is "native" on a processor, "xformers" for documents or a window on a GPU where it
+    is proven, and "sdpa" where those cannot run.
 
     Args:
         dtype: in which attention is computed.
@@ -26,16 +29,28 @@ def choose(
         raise ValueError(f"attention backend {name!r} is unknown; choose one of {', '.join(BACKENDS)}")
     if name == "xformers" and (reason := why_not_xformers(device, dtype, head_dim)):
         raise RuntimeError(f"attention backend 'xformers' cannot run: {reason}; use 'sdpa'")
+    if name == "native" and (reason := why_not_native(device, dtype, head_dim)):
+        raise RuntimeError(f"attention backend 'native' cannot run: {reason}; use 'sdpa'")
     if name != "auto":
         return name
+    if why_not_native(device, dtype, head_dim) is None:
+        return "native"
     if torch.device(device).type == "cuda" and masked and why_not_xformers(device, dtype, head_dim) is None:
         return "xformers"
     return "sdpa"
 
 
-@torch.compiler.assume_constant_result
+@constant
 def why_not_xformers(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why xFormers does not compute attention of this kind; None if it has been seen to do so, rightly."""
     from superblock.kernels.attention.proof import proof  # imports xFormers, which takes seconds
 
     return proof(torch.device(device), dtype, head_dim).reason
+
+
+@constant
+def why_not_native(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why our C++ kernels do not compute attention of this kind; None if they do. Builds them when they are first needed."""
+    from superblock.kernels.attention.native import why_not
+
+    return why_not(torch.device(device), dtype, head_dim)

@@ -15,7 +15,7 @@ def rotary(x_BTHK: Tensor, position_ids_BT: Tensor, *, fraction: float, theta: f
     rotated = round(fraction * x_BTHK.shape[-1])
     if rotated == 0:
         return x_BTHK
-    cos_BT1R, sin_BT1R = _angles(position_ids_BT, rotated, theta)
+    cos_BT1R, sin_BT1R = angles(position_ids_BT, rotated, theta)
     dtype = torch.promote_types(x_BTHK.dtype, torch.float32)
     first, second = x_BTHK[..., :rotated].to(dtype).chunk(2, dim=-1)
     turned = torch.cat([first * cos_BT1R - second * sin_BT1R, second * cos_BT1R + first * sin_BT1R], dim=-1).to(
@@ -24,7 +24,7 @@ def rotary(x_BTHK: Tensor, position_ids_BT: Tensor, *, fraction: float, theta: f
     return torch.cat([turned, x_BTHK[..., rotated:]], dim=-1) if rotated < x_BTHK.shape[-1] else turned
 
 
-def _angles(position_ids_BT: Tensor, rotated: int, theta: float) -> tuple[Tensor, Tensor]:
+def angles(position_ids_BT: Tensor, rotated: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine of each position's angles, fp32 [B, T, 1, R/2]."""
     angle = position_ids_BT[..., None, None].to(torch.float32) * frequencies(rotated, theta, position_ids_BT.device)
     return angle.cos(), angle.sin()
