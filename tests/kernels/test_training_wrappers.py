@@ -28,7 +28,7 @@ class Block(nn.Module):
         g, beta = (y.flatten(-2) @ self.gates.t().to(y.dtype)).sigmoid().chunk(2, dim=-1)
         y = gated_delta_rule(y, y.flip(-1), y, -g, beta)[0].flatten(-2).flatten(0, 1)
         scores, index = (y.detach() @ torch.ones(16, 3)).softmax(-1).topk(2, dim=-1)
-        y = mix_experts(y, self.gate_up, self.down, index, scores)
+        y, _ = mix_experts(y, self.gate_up, self.down, index, scores)
         return linear_cross_entropy(y, self.table, labels_BT.flatten(), chunk=7)
 
 

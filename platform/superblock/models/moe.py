@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from superblock.config.model import MoEConfig
 from superblock.kernels.experts import mix_experts
-from superblock.kernels.precision import accumulation_dtype, compute_dtype, fp32_island
+from superblock.kernels.experts.backend import router_is_native
+from superblock.kernels.experts.native_router import Routes, route_native
+from superblock.kernels.precision import accumulation_dtype, fp32_island
 from superblock.models.norm import RMSNorm
 
 STATS = ("router_logit_rms", "gate_top1_mean", "gate_entropy", "shared_routed_ratio")
@@ -59,17 +61,47 @@ class MoE(nn.Module):
         """The layer's contribution to the residual stream, and what its router did."""
         h_ND = (x_BTD if self.norm is None else self.norm(x_BTD)).flatten(0, 1)
         with fp32_island(h_ND.device.type):
-            index_Nk, weight_Nk, logits_NE, scores_NE = self.route(h_ND)
-            counts_E = _count(index_Nk, self.config.num_experts)
-            loss = self._loss(logits_NE, scores_NE, counts_E)
-        h_ND = h_ND.to(compute_dtype(h_ND))
-        y_ND = mix_experts(h_ND, self.gate_up, self.down, index_Nk, weight_Nk, backend=self.config.backend)
-        shared_ND = self._shared(h_ND)
+            routes = self._routes(h_ND)
+        shared = None
+        if self.shared_gate_up is not None and self.shared_down is not None:
+            shared = self.shared_gate_up, self.shared_down
+        y_ND, power_2 = mix_experts(
+            h_ND,
+            self.gate_up,
+            self.down,
+            routes.index_Nk,
+            routes.weight_Nk,
+            shared=shared,
+            shared_weight_N=None if self.shared_gate is None else routes.gate_N,
+            backend=self.config.backend,
+        )
+        rms_routed, rms_shared = power_2.sqrt()
+        stats = torch.cat([routes.stats_3, (rms_shared / (rms_routed + 1e-20)).float()[None]])
+        return y_ND.unflatten(0, x_BTD.shape[:2]), Routing(routes.loss, routes.counts_E, stats)
+
+    def _routes(self, h_ND: Tensor) -> Routes:
+        """Routing, its losses and statistics, as one kernel where there is one."""
+        c = self.config
+        if router_is_native(c.backend, h_ND, self.router.weight, score=c.score, z_loss=c.z_loss):
+            gate = () if self.shared_gate is None else (self.shared_gate[None],)
+            return route_native(
+                h_ND,
+                torch.cat([self.router.weight, *gate]),
+                self.balance_bias,
+                top_k=c.top_k,
+                score=c.score,
+                scale=c.route_scale,
+                aux_loss=c.aux_loss,
+                z_loss=c.z_loss,
+            )
+        index_Nk, weight_Nk, logits_NE, scores_NE = self.route(h_ND)
+        counts_E = _count(index_Nk, c.num_experts)
+        gate_N = h_ND.new_empty(0)
+        if self.shared_gate is not None:
+            gate_N = (h_ND.to(logits_NE.dtype) @ self.shared_gate.to(logits_NE.dtype)).sigmoid()
         with torch.no_grad():
-            stats = self._stats(logits_NE, weight_Nk, y_ND, shared_ND)
-        if shared_ND is not None:
-            y_ND = y_ND + shared_ND
-        return y_ND.unflatten(0, x_BTD.shape[:2]), Routing(loss, counts_E, stats)
+            stats_3 = self._stats(logits_NE, weight_Nk)
+        return Routes(weight_Nk, index_Nk, gate_N, self._loss(logits_NE, scores_NE, counts_E), counts_E, stats_3)
 
     def route(self, h_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Chosen experts [N, k] and their weights [N, k], logits and scores [N, E]; fp32 also under autocast's bf16."""
@@ -100,21 +132,12 @@ class MoE(nn.Module):
             loss = loss + c.z_loss * logits_NE.logsumexp(-1).square().mean()
         return loss
 
-    def _shared(self, h_ND: Tensor) -> Tensor | None:
-        if self.shared_gate_up is None or self.shared_down is None:
-            return None
-        gate, up = F.linear(h_ND, self.shared_gate_up).chunk(2, dim=-1)
-        y_ND = F.linear(F.silu(gate) * up, self.shared_down)
-        if self.shared_gate is None:
-            return y_ND
-        return y_ND * F.linear(h_ND, self.shared_gate[None]).sigmoid()
-
-    def _stats(self, logits_NE: Tensor, weight_Nk: Tensor, routed_ND: Tensor, shared_ND: Tensor | None) -> Tensor:
+    def _stats(self, logits_NE: Tensor, weight_Nk: Tensor) -> Tensor:
+        """The first three of `STATS`."""
         share_Nk = weight_Nk / self.config.route_scale
         entropy = torch.special.entr(share_Nk).sum(-1).mean() / math.log(max(2, self.config.top_k))
-        ratio = _rms(shared_ND) / (_rms(routed_ND) + 1e-20) if shared_ND is not None else torch.zeros_like(entropy)
-        stats = [_rms(logits_NE), share_Nk.amax(-1).mean(), entropy, ratio]
-        return torch.stack([value.float() for value in stats])
+        rms = torch.linalg.vector_norm(logits_NE) / logits_NE.numel() ** 0.5
+        return torch.stack([value.float() for value in (rms, share_Nk.amax(-1).mean(), entropy)])
 
     @torch.no_grad()
     def balance(self, counts_E: Tensor, rate: float) -> None:
@@ -131,7 +154,3 @@ def _count(index_Nk: Tensor, num_experts: int) -> Tensor:
     flat = index_Nk.flatten()
     ones = torch.ones_like(flat, dtype=torch.float32)
     return ones.new_zeros(num_experts).scatter_add_(0, flat, ones)
-
-
-def _rms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dtype=accumulation_dtype(x)) / x.numel() ** 0.5

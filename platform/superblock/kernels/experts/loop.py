@@ -17,7 +17,12 @@ def loop(x_ND: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, index_Nk: Tensor,
     y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
     for e in range(len(gate_up_E2FD)):
         token, slot = (index_Nk == e).nonzero(as_tuple=True)
-        gate, up = F.linear(x_ND[token], gate_up_E2FD[e].to(dtype)).chunk(2, dim=-1)
-        out = F.linear(F.silu(gate) * up, down_EDF[e].to(dtype))
+        out = swiglu(x_ND[token], gate_up_E2FD[e], down_EDF[e])
         y_ND = y_ND.index_add(0, token, out.to(y_ND.dtype) * weight_Nk[token, slot, None].to(y_ND.dtype))
     return y_ND.to(dtype)
+
+
+def swiglu(x_ND: Tensor, gate_up_2FD: Tensor, down_DF: Tensor) -> Tensor:
+    """One expert on every token, in the dtype of `x`."""
+    gate, up = F.linear(x_ND, gate_up_2FD.to(x_ND.dtype)).chunk(2, dim=-1)
+    return F.linear(F.silu(gate) * up, down_DF.to(x_ND.dtype))

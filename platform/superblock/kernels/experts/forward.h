@@ -1,0 +1,116 @@
+// y_n = sum_j weight_nj expert_{index_nj}(x_n) + shared(x_n), expert(x) = down (silu(gate x) * up x).
+// A hidden row of an expert is kept as 16 of the gate, 16 of up, the next 16 of the gate, ...
+#pragma once
+#include "plan.h"
+
+template <class T>
+struct ForwardScratch {
+  T *gate_up, *down, *x, *act;
+  float *tile, *out;
+
+  ForwardScratch(int64_t D, int64_t F) {
+    int64_t size = sizeof(T) * (3 * D * F + BLOCK * (D + F)) + sizeof(float) * BLOCK * (BLOCK + D) + 64 * 8;
+    Carver carver{scratch<char>(size)};
+    gate_up = carver.take<T>(2 * D * F);
+    down = carver.take<T>(D * F);
+    x = carver.take<T>(BLOCK * D);
+    act = carver.take<T>(BLOCK * F);
+    tile = carver.take<float>(BLOCK * BLOCK);
+    out = carver.take<float>(BLOCK * D);
+  }
+
+  void pack(const Weights& w, int64_t D) {
+    for (int64_t f = 0; f < w.F; f += STRIP) {
+      pack_columns(w.gate_up.from(f), D, gate_up + 2 * f * D);
+      pack_columns(w.gate_up.from(w.F + f), D, gate_up + (2 * f + STRIP) * D);
+    }
+    for (int64_t d = 0; d < D; d += STRIP) pack_columns(w.down.from(d), w.F, down + d * w.F);
+  }
+};
+
+// Rows of a matrix as the left operand; those from `rows` to the padded count are zero.
+template <class T>
+static void gather(const Rows& from, const int32_t* which, int64_t rows, int64_t D, T* to) {
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t d = 0; d < D; d += W) store(to + i * D + d, from.get(which ? which[i] : i, d));
+  memset(to + rows * D, 0, (pad(rows) - rows) * D * sizeof(T));
+}
+
+// One expert on the rows in s.x. `hidden` [rows, 2 F] is kept for backward unless null. emit(i, d, out) gets W elements.
+template <class T, class Emit>
+static void run_expert(const ForwardScratch<T>& s, int64_t rows, int64_t D, int64_t F, T* hidden, const Emit& emit) {
+  for (int64_t f = 0; f < F; f += STRIP) {
+    const T* gate = s.gate_up + 2 * f * D;
+    product(s.x, D, pad(rows), gate, gate + STRIP * D, D, s.tile);
+    for (int64_t i = 0; i < pad(rows); i++)
+      for (int c = 0; c < STRIP; c += W) {
+        V g = load(s.tile + i * BLOCK + c), up = load(s.tile + i * BLOCK + STRIP + c);
+        store(s.act + i * F + f + c, g * sigmoid<T>(g) * up);
+        if (hidden && i < rows) {
+          store(hidden + i * 2 * F + 2 * f + c, g);
+          store(hidden + i * 2 * F + 2 * f + STRIP + c, up);
+        }
+      }
+  }
+  for (int64_t d = 0; d < D; d += BLOCK) {
+    product(s.act, F, pad(rows), s.down + d * F, s.down + (d + STRIP) * F, F, s.tile);
+    for (int64_t i = 0; i < rows; i++)
+      for (int c = 0; c < BLOCK; c += W) emit(i, d + c, load(s.tile + i * BLOCK + c));
+  }
+}
+
+// `hidden` [N k, 2 F] and `shared_hidden` [N, 2 F of the shared expert] may be null; `parts` [N k, D] is for the way;
+// power [N / 32 rounded up, 2] gets the sums of squares of the routed and the shared part, 32 tokens at a time.
+template <class T>
+static void forward(const Problem& p, const Rows& y, T* hidden, T* shared_hidden, T* parts, float* power,
+                    int64_t threads) {
+  Plan plan(p);
+  int64_t D = p.D, pieces = plan.pieces.size(), blocks = (p.N + BLOCK - 1) / BLOCK, wide = std::max(p.F, p.shared.F);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int64_t q = 0; q < threads; q++) {
+    FlushSubnormals flush;
+    tiles::Session session;
+    ForwardScratch<T> s(D, wide);
+    int64_t packed = -1;
+    for (int64_t z = q * pieces / threads; z < (q + 1) * pieces / threads; z++) {
+      const Piece& piece = plan.pieces[z];
+      if (piece.expert != packed) s.pack(p.expert(packed = piece.expert), D);
+      gather(p.x, plan.token.data() + piece.begin, piece.rows, D, s.x);
+      const int32_t* choice = plan.choice.data() + piece.begin;
+      T* part = parts + piece.begin * D;
+      run_expert(s, piece.rows, D, p.F, hidden ? hidden + piece.begin * 2 * p.F : nullptr,
+                 [&](int64_t i, int64_t d, V out) { store(part + i * D + d, out * p.weight[choice[i]]); });
+    }
+  }
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int64_t q = 0; q < threads; q++) {
+    FlushSubnormals flush;
+    tiles::Session session;
+    ForwardScratch<T> s(D, wide);
+    int64_t F = p.shared.F;
+    if (F) s.pack(p.shared, D);
+    for (int64_t b = q * blocks / threads; b < (q + 1) * blocks / threads; b++) {
+      int64_t n0 = b * BLOCK, rows = std::min<int64_t>(BLOCK, p.N - n0);
+      V routed_power{}, shared_power{};
+      if (F) {
+        gather(p.x.from(n0), nullptr, rows, D, s.x);
+        run_expert(s, rows, D, F, shared_hidden ? shared_hidden + n0 * 2 * F : nullptr,
+                   [&](int64_t i, int64_t d, V out) { store(s.out + i * D + d, out); });
+      }
+      for (int64_t i = 0; i < rows; i++) {
+        const int32_t* row = plan.row.data() + (n0 + i) * p.k;
+        float scale = p.shared_weight ? p.shared_weight[n0 + i] : 1.0f;
+        for (int64_t d = 0; d < D; d += W) {
+          V routed{};
+          for (int64_t j = 0; j < p.k; j++) routed += load(parts + row[j] * D + d);
+          V shared = F ? load(s.out + i * D + d) * scale : V{};
+          y.put(n0 + i, d, routed + shared);
+          routed_power += routed * routed;
+          shared_power += shared * shared;
+        }
+      }
+      power[2 * b] = sum(routed_power);
+      power[2 * b + 1] = sum(shared_power);
+    }
+  }
+}

@@ -1,0 +1,86 @@
+// What an experts' call works on, and in which order.
+//
+// Legend: N tokens, D model width, F width of an expert, E experts, k experts per token. A choice is one of a token's k
+// experts; choice n * k + j belongs to token n. Choices sorted by expert are rows.
+#pragma once
+#include <vector>
+#include "products.h"
+
+struct Weights {
+  Rows gate_up;  // [2 F, D], the gate's rows first
+  Rows down;     // [D, F]
+  int64_t F;
+};
+
+struct Problem {
+  Rows x;                      // [N, D]
+  const int64_t* index;        // [N, k]
+  const float* weight;         // [N, k]
+  const float* shared_weight;  // [N], null is 1
+  Rows gate_up, down;          // of all experts, one below the other
+  Weights shared;              // F 0 where there is none
+  int64_t N, D, F, E, k;
+
+  Weights expert(int64_t e) const { return {gate_up.from(e * 2 * F), down.from(e * D), F}; }
+};
+
+struct Piece {  // rows that are multiplied at once: of one expert, at most BLOCK
+  int64_t expert, begin, rows;
+};
+
+struct Plan {
+  std::vector<int32_t> choice, token;  // of each row
+  std::vector<int32_t> row;            // of each choice
+  std::vector<int64_t> begin;          // E + 1: an expert's first row
+  std::vector<Piece> pieces;
+
+  explicit Plan(const Problem& p) : choice(p.N * p.k), token(p.N * p.k), row(p.N * p.k), begin(p.E + 1) {
+    int64_t choices = p.N * p.k;
+    for (int64_t c = 0; c < choices; c++) begin[p.index[c] + 1]++;
+    for (int64_t e = 0; e < p.E; e++) begin[e + 1] += begin[e];
+    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+    for (int64_t n = 0, c = 0; n < p.N; n++)
+      for (int64_t j = 0; j < p.k; j++, c++) {
+        int64_t at = next[p.index[c]]++;
+        choice[at] = (int32_t)c, token[at] = (int32_t)n, row[c] = (int32_t)at;
+      }
+    for (int64_t e = 0; e < p.E; e++)
+      for (int64_t at = begin[e]; at < begin[e + 1]; at += BLOCK)
+        pieces.push_back({e, at, std::min<int64_t>(BLOCK, begin[e + 1] - at)});
+  }
+};
+
+// Parts of a thread's scratch, each on a cache line of its own.
+struct Carver {
+  char* next;
+  template <class T>
+  T* take(int64_t count) {
+    T* part = (T*)next;
+    next += (count * sizeof(T) + 63) / 64 * 64;
+    return part;
+  }
+};
+
+// What 16-bit results need of a sigmoid costs half of the exact one.
+template <class T>
+INLINE V sigmoid(V x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 2) {
+    V y = vmin(vmax(x * -1.44269504f, splat(-126.0f)), splat(126.0f));
+    V whole = (V)_mm512_roundscale_ps((__m512)y, 0);
+    V f = y - whole;
+    V power = f * 0.0096181f + 0.0555041f;  // 2^f, within 4e-6
+    power = power * f + 0.2402265f;
+    power = power * f + 0.6931472f;
+    power = power * f + 1.0f;
+    return (V)_mm512_rcp14_ps((__m512)((V)_mm512_scalef_ps((__m512)power, (__m512)whole) + 1.0f));
+  }
+#endif
+  return vsigmoid(x);
+}
+
+INLINE float sum_of(const V* parts, int count) {
+  V total{};
+  for (int i = 0; i < count; i++) total += parts[i];
+  return sum(total);
+}
