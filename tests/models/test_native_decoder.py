@@ -89,7 +89,6 @@ def decoded(
             model(ids_BT[:, :begin], cache=cache)
         for t in range(begin, ids_BT.shape[1]):
             model.config.gdn.backend = "recurrent" if in_pytorch(t) else backend
-            native_decoder._TRUNKS.pop(model, None)  # a changed configuration is another model
             pieces.append(model(ids_BT[:, t : t + 1], cache=cache).logits_BTV)
     model.config.gdn.backend = backend
     return torch.cat(pieces, 1), cache

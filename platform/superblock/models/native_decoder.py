@@ -6,6 +6,7 @@ hold them. So weights that were trained on, moved or replaced in the meantime ar
 Legend: B sequences, D width, V vocabulary, W taps, G kv heads, K head width.
 """
 
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -42,7 +43,10 @@ def decode_natively(model: nn.Module, ids_BT: Tensor, cache: Cache) -> ModelOutp
     trunk = _TRUNKS.get(model)
     if trunk is None or not trunk.is_current():
         trunk = _TRUNKS[model] = _Trunk(model)
-    if trunk.decoder is None or (model.training and trunk.config.embedding_dropout):
+    c = trunk.config
+    if any(backend not in _BACKENDS for backend in (c.gdn.backend, c.gqa.backend, c.moe.backend)):
+        return None
+    if trunk.decoder is None or (model.training and c.embedding_dropout):
         return None
     return trunk.step(ids_BT[:, 0], cache)
 
@@ -54,52 +58,65 @@ class _Trunk:
         m: Any = model
         self.config: ModelConfig = m.config
         self.embedding: nn.Embedding = m.embedding
-        self.layers = [(s, j, layer) for s, block in enumerate(m.superblocks) for j, layer in enumerate(block.layers)]
+        layers = {(s, j): layer for s, block in enumerate(m.superblocks) for j, layer in enumerate(block.layers)}
+        self._new_states = {key: layer.mixer.new_state for key, layer in layers.items()}
         parts = [m.embedding, m.norm, *m.superblocks.modules()] + ([m.unembedding] if m.unembedding is not None else [])
         self._hooks = [hooks for part in [model, *parts] for hooks in (part._forward_hooks, part._forward_pre_hooks)]
         self._children = [part._modules for part in [model, *parts]]
         self._children_before = [dict(children) for children in self._children]
-        self._tensors = [tensors for part in parts for tensors in (part._parameters, part._buffers) if tensors]
+        self._theta = m.config.gqa.rope_theta
+        self._owned = [owned for part in parts for owned in (part._parameters, part._buffers) if owned]
+        self._identities_before = self._identities()
+        self._tensors = [t for owned in self._owned for t in owned.values() if t is not None]
         self._addresses_before: list[int] = []
         self.decoder: decode.Decoder | None = None
-        if any(self._hooks) or any(type(part) not in _PARTS for part in parts):
+        if any(self._hooks) or any(type(part) not in _PARTS for part in parts) or not self._fits():
             return
         self._addresses_before = self._addresses()
-        if self._fits():
-            self.decoder = decode.Decoder(
-                sizes(self.config),
-                [(_mixer(layer), _experts(layer.moe)) for _, _, layer in self.layers],
-                *(m.norm.weight, m.output_weight, self.config.gqa.rope_theta),
-            )
+        self.decoder = decode.Decoder(
+            sizes(self.config),
+            [(_mixer(layer), _experts(layer.moe)) for layer in layers.values()],
+            *(m.norm.weight, m.output_weight, self.config.gqa.rope_theta),
+        )
 
     def is_current(self) -> bool:
         """Nothing was moved, replaced or hooked since."""
-        if any(self._hooks):
-            return self.decoder is None
-        return self._children == self._children_before and self._addresses() == self._addresses_before
+        if self.decoder is None or any(self._hooks):
+            return False
+        return (
+            self.decoder.sizes == sizes(self.config)
+            and self._theta == self.config.gqa.rope_theta
+            and self._children == self._children_before
+            and self._identities() == self._identities_before
+            and self._addresses() == self._addresses_before
+        )
+
+    # hundreds of tensors before every token, so both without a Python loop
+
+    def _identities(self) -> list[int]:
+        return list(map(id, chain.from_iterable(map(dict.values, self._owned))))
 
     def _addresses(self) -> list[int]:
-        return [t.data_ptr() for tensors in self._tensors for t in tensors.values() if t is not None]
+        return list(map(Tensor.data_ptr, self._tensors))
 
     def _fits(self) -> bool:
-        c = self.config
-        tensors = [t for owned in self._tensors for t in owned.values() if t is not None]
         return (
-            all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in tensors)
-            and all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-            and all(backend in _BACKENDS for backend in (c.gdn.backend, c.gqa.backend, c.moe.backend))
-            and decode.why_not(sizes(c)) is None
+            all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in self._tensors)
+            and all(t.dtype == torch.float32 and t.is_contiguous() for t in self._tensors)
+            and decode.why_not(sizes(self.config)) is None
         )
 
     def step(self, ids_B: Tensor, cache: Cache) -> ModelOutput | None:
         """See `decode_natively`."""
         assert self.decoder is not None
-        states = [cache.states.setdefault((s, j), layer.mixer.new_state()) for s, j, layer in self.layers]
+        for key, new_state in self._new_states.items():
+            if key not in cache.states:
+                cache.states[key] = new_state()
+        states = [cache.states[key] for key in self._new_states]
         if not all(map(_usable, states)):
             return None
         x_BD = F.embedding(ids_B, self.embedding.weight)
-        key_B1GK = x_BD.new_empty(len(x_BD), 1, self.config.gqa.num_kv_heads, self.config.gqa.head_dim)
-        before = [self._before(state, key_B1GK) for state in states]
+        before = [self._before(state, x_BD) for state in states]
         logits_BV, after, counts_LE = self.decoder.step(x_BD, before, cache.length)
         new = iter(after)
         for state in states:
@@ -110,15 +127,19 @@ class _Trunk:
         cache.length += 1
         return ModelOutput(logits_BTV=logits_BV[:, None], expert_counts_LE=counts_LE)
 
-    def _before(self, state: DeltaState | KeyValueState, key_B1GK: Tensor) -> decode.DeltaState | decode.KeyValues:
+    def _before(self, state: DeltaState | KeyValueState, x_BD: Tensor) -> decode.DeltaState | decode.KeyValues:
         """A layer's state as the step reads it: zeros at the start of a sequence, and room for another key."""
-        c = self.config.gdn
         if isinstance(state, KeyValueState):
-            return decode.KeyValues(*state.make_room(key_B1GK), state.length)
+            keys, values = state.keys_BSGK, state.values_BSGK
+            if keys is None or values is None or keys.shape[1] <= state.length:
+                a = self.config.gqa
+                keys, values = state.make_room(x_BD.new_empty(len(x_BD), 1, a.num_kv_heads, a.head_dim))
+            return decode.KeyValues(keys, values, state.length)
         if state.conv_BWC is None or state.recurrent_BHKV is None:
-            B, channels = len(key_B1GK), 2 * c.num_key_heads * c.key_dim + c.num_value_heads * c.value_dim
-            matrix = torch.zeros(B, c.num_value_heads, c.key_dim, c.value_dim)
-            return decode.DeltaState(torch.zeros(B, c.conv_width - 1, channels), matrix)
+            B, c = len(x_BD), self.config.gdn
+            channels = 2 * c.num_key_heads * c.key_dim + c.num_value_heads * c.value_dim
+            matrix_BHKV = x_BD.new_zeros(B, c.num_value_heads, c.key_dim, c.value_dim)
+            return decode.DeltaState(x_BD.new_zeros(B, c.conv_width - 1, channels), matrix_BHKV)
         return decode.DeltaState(state.conv_BWC, state.recurrent_BHKV)
 
 
@@ -172,9 +193,12 @@ def _experts(moe: MoE) -> decode.Experts:
 def _usable(state: object) -> bool:
     """Whether the step can read it: fp32 without a gradient, and buffers in one piece."""
     if isinstance(state, DeltaState):
-        return all(_plain(t) for t in (state.conv_BWC, state.recurrent_BHKV))
+        return _plain(state.conv_BWC) and _plain(state.recurrent_BHKV)
     if isinstance(state, KeyValueState):
-        return all(_plain(t) and (t is None or t.is_contiguous()) for t in (state.keys_BSGK, state.values_BSGK))
+        keys, values = state.keys_BSGK, state.values_BSGK
+        if keys is None or values is None:
+            return keys is values
+        return _plain(keys) and _plain(values) and keys.is_contiguous() and values.is_contiguous()
     return False
 
 

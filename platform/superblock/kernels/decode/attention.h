@@ -4,8 +4,8 @@
 #include "products.h"
 #include "tables.h"
 
-constexpr int64_t CHUNK = 256, BLOCK = 32;  // a block's rows stay in the first caches while every query head uses them
-constexpr int64_t AHEAD = 16;               // rows between the one that is read and the one that is asked for
+constexpr int64_t CHUNK = 256;
+constexpr int64_t BLOCK = 8;  // values stay in the first cache while every query head uses them, and the next are fetched
 
 struct Span {  // the pieces that the token sees
   int64_t first_key, end, first_chunk, chunks;
@@ -28,48 +28,38 @@ static void position(const float* x, const float* weight, const Sizes& s, const 
   }
 }
 
-// scores[r, i] = scale * q_r . key_i for the R query heads of a group.
-static void score(const float* q, int64_t R, const float* keys, int64_t stride, int64_t count, int64_t width, float scale,
-                  float* scores) {
-  for (int64_t i = 0; i < count; i += 4) {
-    const float* row[4];
-    for (int j = 0; j < 4; j++) {
-      row[j] = keys + std::min(i + j, count - 1) * stride;
-      for (int64_t k = 0; k < width; k += 16) __builtin_prefetch(row[j] + AHEAD * stride + k);
-    }
-    for (int64_t r = 0; r < R; r++) {
-      V total[4] = {};
-      for (int64_t k = 0; k < width; k += W) {
-        V value = load(q + r * width + k) * scale;
+// Heads share rows, and read them in pieces: the processor sees no pattern in that, and needs to be told.
+INLINE void fetch(const float* rows, int64_t floats) {
+  for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(rows + i);
+}
+
+// scores[h, i] = scale * q_h . key_i for up to four keys.
+static void score(const Sizes& s, const float* q, const float* keys, int64_t count, float scale, float* scores) {
+  const int64_t K = s.head_width, R = s.query_heads / s.kv_heads, stride = s.kv_heads * K;
+  const float* row[4];
+  for (int j = 0; j < 4; j++) row[j] = keys + std::min<int64_t>(j, count - 1) * stride;
+  for (int64_t h = 0; h < s.query_heads; h++) {
+    V total[4] = {};
+    for (int64_t k = 0; k < K; k += W) {
+      V value = load(q + h * K + k) * scale;
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) total[j] += load(row[j] + k) * value;
-      }
-      sums(total[0], total[1], total[2], total[3], scores + r * CHUNK + i);
+      for (int j = 0; j < 4; j++) total[j] += load(row[j] + h / R * K + k) * value;
     }
+    sums(total[0], total[1], total[2], total[3], scores + h * CHUNK);
   }
 }
 
-// sum_i p_i value_i, NV vectors wide, added to `o`.
-template <int NV, bool PREFETCH>
+// o += sum_i p_i value_i, NV vectors wide.
+template <int NV>
 INLINE void gather(const float* p, const float* values, int64_t stride, int64_t count, float* o) {
   V total[NV];
 #pragma GCC unroll 4
   for (int j = 0; j < NV; j++) total[j] = load(o + j * W);
   for (int64_t i = 0; i < count; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) {
-      if (PREFETCH) __builtin_prefetch(values + (i + AHEAD) * stride + j * W);
-      total[j] += load(values + i * stride + j * W) * p[i];
-    }
+    for (int j = 0; j < NV; j++) total[j] += load(values + i * stride + j * W) * p[i];
 #pragma GCC unroll 4
   for (int j = 0; j < NV; j++) store(o + j * W, total[j]);
-}
-
-template <bool PREFETCH>
-static void gather_head(const float* p, const float* values, int64_t stride, int64_t count, int64_t width, float* o) {
-  int64_t k = 0;
-  for (; k + 4 * W <= width; k += 4 * W) gather<4, PREFETCH>(p, values + k, stride, count, o + k);
-  for (; k < width; k += W) gather<1, PREFETCH>(p, values + k, stride, count, o + k);
 }
 
 // Floats of one piece's result: for each query head its maximum, its sum (padded to a group), and the sum of values.
@@ -110,20 +100,21 @@ static void attend_piece(const Sizes& s, const Layer& layer, const State& state,
   const int64_t count = end - begin;
   const float scale = 1.0f / std::sqrt((float)K);
   keys += begin * stride, values += begin * stride;
-  for (int64_t i = 0; i < count; i += BLOCK)
-    for (int64_t g = 0; g < G; g++)
-      score(q + g * R * K, R, keys + i * stride + g * K, stride, std::min(BLOCK, count - i), K, scale,
-            scores + g * R * CHUNK + i);
+  for (int64_t i = 0; i < count; i += 4) {
+    fetch(keys + (i + 8) * stride, 4 * stride);
+    score(s, q, keys + i * stride, std::min<int64_t>(4, count - i), scale, scores + i);
+  }
   softmax(s, count, scores, piece);
-  for (int64_t i = 0; i < count; i += BLOCK)
+  for (int64_t i = 0; i < count; i += BLOCK) {
+    fetch(values + (i + BLOCK) * stride, BLOCK * stride);
     for (int64_t h = 0; h < Q; h++) {
       const float *p = scores + h * CHUNK + i, *rows = values + i * stride + h / R * K;
       float* o = piece + h * (K + GROUP) + GROUP;
-      if (h % R == 0)
-        gather_head<true>(p, rows, stride, std::min(BLOCK, count - i), K, o);
-      else
-        gather_head<false>(p, rows, stride, std::min(BLOCK, count - i), K, o);
+      int64_t k = 0, block = std::min(BLOCK, count - i);
+      for (; k + 4 * W <= K; k += 4 * W) gather<4>(p, rows + k, stride, block, o + k);
+      for (; k < K; k += W) gather<1>(p, rows + k, stride, block, o + k);
     }
+  }
 }
 
 // The output [Q, K] of one sequence from its pieces, times the gate.

@@ -98,7 +98,7 @@ class Decoder:
         _check("x", x_BD, (B, s.width))
         if not 0 < B <= MAX_BATCH:
             raise ValueError(f"{B} sequences: 1 to {MAX_BATCH} can be decoded at once")
-        count = sum(isinstance(state, DeltaState) for state in states)
+        count = [type(state) for state in states].count(DeltaState)
         conv = x_BD.new_empty(count, B, s.taps - 1, s.channels)
         matrix = x_BD.new_empty(count, B, s.value_heads, s.key_width, s.value_width)
         after = [DeltaState(*pair) for pair in zip(conv.unbind(), matrix.unbind(), strict=True)]
