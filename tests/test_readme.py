@@ -37,6 +37,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ("superblock.training.loop", "train"),
         ("superblock.generation.command", "generate"),
         ("superblock.planning.plan", "show"),
+        ("superblock.benchmarks.command", "benchmark"),
         ("superblock.tracking.server", "serve"),
     ):
         stand_in = ModuleType(module)

@@ -11,12 +11,13 @@ import torch
 
 from superblock.callbacks import throughput
 from superblock.callbacks.expert_health import ExpertHealth, load_statistics
-from superblock.callbacks.memory import Memory, peak_bytes, resident_bytes
+from superblock.callbacks.memory import Memory
 from superblock.callbacks.nonfinite import NonFiniteError, NonFiniteGuard
 from superblock.callbacks.norms import SAMPLE, Norms
 from superblock.callbacks.samples import Samples, as_markdown
 from superblock.callbacks.stopwatch import Stopwatch
 from superblock.models.cache import DeltaState, KeyValueState
+from superblock.training.process import peak_bytes, resident_bytes
 
 
 class Clock:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from superblock.cli.commands import COMMANDS, groups, options, sections
+from superblock.config.benchmark import BenchmarkConfig
 from superblock.config.fields import document
 from superblock.config.run import GenerateConfig, PlanConfig, RunConfig
 from superblock.config.tracking import TrackingConfig
@@ -18,6 +19,7 @@ LIBRARY = {
     "run": ("superblock.training.loop", "train", RunConfig),
     "generate": ("superblock.generation.command", "generate", GenerateConfig),
     "plan": ("superblock.planning.plan", "show", PlanConfig),
+    "benchmark": ("superblock.benchmarks.command", "benchmark", BenchmarkConfig),
     "ui": ("superblock.tracking.server", "serve", TrackingConfig),
 }
 
@@ -144,7 +146,7 @@ def test_groups_and_sections() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("superblock ", {"run", "generate", "plan", "ui"}),
+        ("superblock ", {"run", "generate", "plan", "benchmark", "ui"}),
         ("superblock ge", {"generate"}),
         ("superblock run sta", {"stage=", "stage."}),
         ("superblock run stage=", {"stage=mvp1", "stage=mvp2", "stage=mvp3", "stage=mvp4"}),

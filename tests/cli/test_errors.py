@@ -79,7 +79,7 @@ def test_run(superblock: Callable, override: str) -> None:
     ("words", "text"),
     [
         (["rum"], "rum: there is no such command; did you mean run?"),
-        (["frobnicate"], "there are run, generate, plan, ui"),
+        (["frobnicate"], "there are run, generate, plan, benchmark, ui"),
         (["plan", "run=3"], "run=3: there is no such key"),
         (["plan", "optim=muon"], "optim=muon: there is no such key"),
         (["generate", "top_p=0"], "top_p=0.0: must be above 0 and at most 1"),

@@ -1,40 +1,14 @@
 """Memory of the training process, now and at its highest."""
 
-import os
-import re
-import sys
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from lightning.pytorch import Callback, Trainer
 
 from superblock.callbacks.base import is_due
+from superblock.training.process import peak_bytes, resident_bytes
 
 MIB = 2**20
-
-
-def resident_bytes() -> int:
-    """Memory this process holds now."""
-    return int(psutil.Process(os.getpid()).memory_info().rss)
-
-
-def peak_bytes() -> int:
-    """The most memory this process ever held.
-
-    Linux's `ru_maxrss` survives `exec`, so that a process started by a large one would report its parent's peak; VmHWM
-    is the process's own.
-    """
-    status = Path("/proc/self/status")
-    if status.exists() and (match := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
-        return int(match[1]) * 1024
-    if sys.platform == "win32":
-        return int(psutil.Process(os.getpid()).memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB
 
 
 class Memory(Callback):

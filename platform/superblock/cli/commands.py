@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from superblock.config.benchmark import BenchmarkConfig
 from superblock.config.run import GenerateConfig, PlanConfig, RunConfig, UiConfig
 
 STAGE_GROUP = "stage"
@@ -58,6 +59,18 @@ COMMANDS = {
             (
                 ("stage=mvp4 scale=full", "the 235-billion-parameter model"),
                 ("stage=mvp2 check=true", "compare the closed forms with the model on torch's meta device"),
+            ),
+        ),
+        Command(
+            "benchmark",
+            BenchmarkConfig,
+            "measure speed and memory beside transformers' model of the same dimensions",
+            (
+                ("", "every case, about a quarter of an hour on two cores"),
+                ("suite=speed quick=true", "a smoke pass of every case in less than a minute"),
+                ("cases='train/s1/*|part/moe'", "some cases by name"),
+                ("resume=true", "continue an interrupted benchmark"),
+                ("'speed.peers=[bf16,fp32,bf16-compiled]' cases='train/*'", "against torch.compile too"),
             ),
         ),
         Command(

@@ -14,7 +14,7 @@ from superblock.config.fields import ConfigError, FieldDoc, closest, document
 FREE_TEXT = ("prompt", "stop")
 """Keys whose value is taken as it was typed: Hydra would trim the space that ends `prompt="def "` and parse brackets."""
 
-PATHS = ("data.path", "data.cache_dir", "model.file")
+PATHS = ("data.path", "data.cache_dir", "model.file", "output")
 """Keys that hold paths, taken as typed unless they are a list for a sweep: Hydra refuses `~` and brackets."""
 
 

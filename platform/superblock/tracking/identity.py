@@ -13,6 +13,7 @@ from zlib import crc32
 
 import yaml
 
+from superblock.config.benchmark import BenchmarkConfig, benchmark_fingerprint
 from superblock.config.run import RunConfig, fingerprint
 from superblock.tracking.files import read_json, write_json
 from superblock.tracking.provenance import Code, Hardware, command_line, versions
@@ -22,13 +23,24 @@ IDENTITY_FILE = "run.json"
 STATUS_FILE = "status.json"
 STAGE_COLORS = {"mvp1": "#4c78a8", "mvp2": "#f58518", "mvp3": "#54a24b", "mvp4": "#b279a2"}
 NOT_COMPARED = (
-    "tracking.", "name", "resume", "stage.", "scale.", "data.cache_dir", "data.workers", "trainer.progress",
+    "tracking.", "name", "resume", "output", "minutes", "stage.", "scale.", "data.cache_dir", "data.workers", "trainer.progress",
     "trainer.keep_last", "trainer.log_every", "trainer.checkpoint_every", "evaluation.samples", "evaluation.sample_tokens",
 )  # fmt: skip
 """Settings that two runs need not share to be comparable; all of them are in `config.yaml`."""
 
+Recorded = RunConfig | BenchmarkConfig
+"""What can be recorded."""
 
-def write_identity(config: RunConfig, folder: Path, name: str, suite: str, *, resume: bool) -> int:
+
+def labels(config: Recorded) -> dict[str, str | int]:
+    """What runs are found and grouped by; a benchmark belongs to no stage."""
+    known: dict[str, str | int] = {"scale": config.scale.name, "arm": config.tracking.arm, "seed": config.seed}
+    if isinstance(config, BenchmarkConfig):
+        return known | {"fingerprint": benchmark_fingerprint(config)}
+    return {"stage": config.stage.name} | known | {"fingerprint": fingerprint(config)}
+
+
+def write_identity(config: Recorded, folder: Path, name: str, suite: str, *, resume: bool) -> int:
     """Writes `run.json` and marks the run as running; returns the number of this start, from 1.
 
     A resumed run keeps its identity, its MLflow run included. Starting anew in a used folder makes a new identity.
@@ -36,16 +48,7 @@ def write_identity(config: RunConfig, folder: Path, name: str, suite: str, *, re
     old = read_json(folder / IDENTITY_FILE) if resume else {}
     starts = int(old.get("starts", 0)) + 1
     fresh = {"uid": uuid.uuid4().hex, "started": time.time(), "name": name}
-    known = {
-        "stage": config.stage.name,
-        "scale": config.scale.name,
-        "arm": config.tracking.arm,
-        "seed": config.seed,
-        "suite": suite,
-        "fingerprint": fingerprint(config),
-        "experiment": config.tracking.experiment,
-        "starts": starts,
-    }
+    known = labels(config) | {"suite": suite, "experiment": config.tracking.experiment, "starts": starts}
     write_json(folder / IDENTITY_FILE, {**fresh, **old, **known})
     write_status(folder, "RUNNING")
     return starts
@@ -59,17 +62,13 @@ def write_status(folder: Path, status: str) -> None:
     write_json(folder / STATUS_FILE, {"status": status, "time": time.time(), **owner})
 
 
-def identity_tags(config: RunConfig, suite: str) -> dict[str, str]:
+def identity_tags(config: Recorded, suite: str) -> dict[str, str]:
     """The tags that runs are grouped by, and those MLflow itself understands."""
-    return {
-        "stage": config.stage.name,
-        "scale": config.scale.name,
-        "arm": config.tracking.arm,
-        "seed": str(config.seed),
+    known = {key: str(value) for key, value in labels(config).items()}
+    return known | {
         "suite": suite,
-        "fingerprint": fingerprint(config),
         "host": socket.gethostname(),
-        "mlflow.runColor": stage_color(config.stage.name),
+        "mlflow.runColor": stage_color(known.get("stage", suite)),
         "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": command_line(),
@@ -87,27 +86,32 @@ def provenance_tags(code: Code, machine: Hardware) -> dict[str, str]:
     return tags
 
 
-def note(config: RunConfig, folder: Path, code: Code, machine: Hardware) -> str:
+def note(config: Recorded, folder: Path, code: Code, machine: Hardware) -> str:
     """The run's description in MLflow, as Markdown."""
+    title, purpose = f"Benchmark at scale `{config.scale.name}`, seed {config.seed}", ""
+    if isinstance(config, RunConfig):
+        title = f"**{config.stage.title or config.stage.name}** at scale `{config.scale.name}`, seed {config.seed}"
+        purpose = config.stage.purpose
     commit = (
         f"`{code.commit[:12]}`{' with uncommitted changes' if code.dirty else ''}" if code.commit else "not under git"
     )
     lines = [
-        f"**{config.stage.title or config.stage.name}** at scale `{config.scale.name}`, seed {config.seed}",
-        config.stage.purpose,
+        title,
+        purpose,
         f"- command: `{command_line()}`\n- folder: `{folder}`\n- code: {commit}\n- machine: {machine.describe()}",
     ]
     return "\n\n".join(line for line in lines if line)
 
 
-def compared_settings(config: RunConfig) -> dict[str, str]:
+def compared_settings(config: Recorded) -> dict[str, str]:
     """The flat settings, under the keys a user types, that two runs are compared by."""
     flat = _flatten(asdict(config))
     chosen = {key: show(value) for key, value in flat.items() if not key.startswith(NOT_COMPARED)}
-    return {"stage": config.stage.name, "scale": config.scale.name, **chosen}
+    stage = {"stage": config.stage.name} if isinstance(config, RunConfig) else {}
+    return {**stage, "scale": config.scale.name, **chosen}
 
 
-def config_yaml(config: RunConfig) -> str:
+def config_yaml(config: Recorded) -> str:
     """The whole resolved configuration; a password in `tracking.uri` is left out."""
     plain = asdict(config)
     plain["tracking"]["uri"] = without_password(config.tracking.uri)

@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from superblock.config.run import RunConfig
 from superblock.tracking import identity, provenance
 from superblock.tracking.files import read_json, write_json
 from superblock.tracking.mlflow_sender import Sender, to_stderr
@@ -42,7 +41,7 @@ class Tracker:
     @classmethod
     def start(
         cls,
-        config: RunConfig,
+        config: identity.Recorded,
         *,
         run_folder: Path,
         run_name: str,
@@ -54,7 +53,7 @@ class Tracker:
         """Opens the spool, notes who and what runs, and starts delivery in the background.
 
         Args:
-            config: the resolved configuration.
+            config: the resolved configuration of a run or a benchmark.
             run_folder: the run's own folder, made if needed.
             run_name: its name in MLflow.
             resume: continue the MLflow run noted in the folder; call `rewind` with the checkpoint's step afterwards.
@@ -196,7 +195,7 @@ class Tracker:
         parent = relative.parent.as_posix()
         self.artifact(path, None if parent == "." else parent)
 
-    def _describe(self, config: RunConfig, suite: str, attempt: int) -> None:
+    def _describe(self, config: identity.Recorded, suite: str, attempt: int) -> None:
         """Tags, compared settings, the configuration and the provenance of this start of the run."""
         code, machine = provenance.code_state(), provenance.hardware()
         suffix = "" if attempt == 1 else f"-{attempt}"  # a resumed run keeps what its earlier starts recorded

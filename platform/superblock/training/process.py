@@ -1,9 +1,12 @@
-"""Settings of the whole process that make training on a processor faster without changing what is computed."""
+"""The process itself: settings that make training on a processor faster without changing what is computed, and its memory."""
 
 import ctypes
 import os
+import re
 import sys
+from pathlib import Path
 
+import psutil
 import torch
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -39,3 +42,25 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
     libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
     libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now."""
+    return int(psutil.Process(os.getpid()).memory_info().rss)
+
+
+def peak_bytes() -> int:
+    """The most memory this process ever held.
+
+    Linux's `ru_maxrss` survives `exec`, so that a process started by a large one would report its parent's peak; VmHWM
+    is the process's own.
+    """
+    status = Path("/proc/self/status")
+    if status.exists() and (match := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(match[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process(os.getpid()).memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB

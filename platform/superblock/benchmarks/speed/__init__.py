@@ -1,0 +1,1 @@
+"""Speed and memory beside transformers' Qwen3-Next of the same dimensions."""

@@ -1,0 +1,91 @@
+"""What the benchmark command measures."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from superblock.config.fields import knob, section
+from superblock.config.stage import ScaleConfig
+from superblock.config.tracking import TrackingConfig
+
+BENCHMARK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+PRECISIONS = ("bf16", "fp32")
+PEERS = ("bf16", "fp32", "bf16-eager", "fp32-eager", "bf16-compiled", "fp32-compiled")
+
+
+@dataclass
+class SuiteConfig:
+    """Which benchmarks run (conf/suite/*.yaml)."""
+
+    name: str = knob("speed", "benchmarks to run", choices=("speed",))
+
+
+@dataclass
+class SpeedConfig:
+    """Training, prefill, decoding and their parts beside transformers' Qwen3-Next of the same dimensions."""
+
+    superblocks: list[int] = knob(lambda: [1, 3, 6, 12], "depths whose training step is measured", minimum=1)
+    batch_size: int = knob(4, "sequences of that step", minimum=1)
+    sequence_length: int = knob(512, "tokens of a sequence of that step", minimum=16)
+    batch_sizes: list[int] = knob(lambda: [1, 2, 4, 8], "sequences per step, at the smallest depth", minimum=1)
+    sequence_lengths: list[int] = knob(
+        lambda: [512, 1024, 2048, 4096, 8192],
+        "tokens of a sequence, at the smallest depth and constant tokens",
+        minimum=16,
+    )
+    tokens_per_step: int = knob(8192, "tokens of a step while sequence_lengths grow", minimum=16)
+    inference_superblocks: int = knob(3, "depth of prefill and decoding", minimum=1)
+    prefill: list[int] = knob(lambda: [512, 2048, 8192], "tokens read at once into an empty cache", minimum=16)
+    contexts: list[int] = knob(lambda: [512, 8192], "tokens in the cache when decoding begins", minimum=16)
+    decode_tokens: int = knob(16, "tokens decoded one after the other in a sample", minimum=1)
+    part_tokens: int = knob(4096, "tokens on which parts such as the delta rule are measured", minimum=64)
+    head_dims: list[int] = knob(lambda: [64, 128], "head widths of the delta rule alone", minimum=8, maximum=256)
+    precisions: list[str] = knob(lambda: ["bf16", "fp32"], "autocast or fp32 on our side", choices=PRECISIONS)
+    peers: list[str] = knob(
+        lambda: ["bf16", "fp32"],
+        "the peer's variants, of which the fastest counts; -eager loops over experts, -compiled takes minutes to compile",
+        choices=PEERS,
+    )
+    memory: bool = knob(True, "measure the peak memory of training steps, each in a process of its own")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for name in ("superblocks", "precisions"):
+            if not getattr(self, name):
+                yield name, "must name at least one"
+
+
+@dataclass
+class BenchmarkConfig:
+    """`python -m platform.benchmark`: measure, and record what was measured."""
+
+    suite: SuiteConfig = section(SuiteConfig, "which benchmarks")
+    speed: SpeedConfig = section(SpeedConfig, "what suite=speed measures")
+    scale: ScaleConfig = section(ScaleConfig, "sizes of the models")
+    tracking: TrackingConfig = section(TrackingConfig, "MLflow")
+    cases: str = knob("*", "names of the cases to run, with * and ?; several separated by |, as in 'part/*|decode/*'")
+    repeats: int = knob(5, "samples of each variant", minimum=1, maximum=1000)
+    threads: int | None = knob(None, "CPU threads; null is one per core", minimum=1)
+    minutes: float = knob(15.0, "no case begins after this time", above=0, maximum=100_000)
+    quick: bool = knob(False, "a smoke pass: the smallest of each list, at most 128 tokens, 2 samples, no memory")
+    resume: bool = knob(False, "continue the newest unfinished benchmark of this configuration on this machine")
+    seed: int = knob(1, "seed of weights and tokens", minimum=0, maximum=2**31 - 1)
+    output: str = knob("runs/benchmarks", "folder that holds a folder per benchmark")
+    name: str | None = knob(None, "name of the benchmark's folder; null makes one from suite, scale and time")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.name is not None and not re.fullmatch(BENCHMARK_NAME, self.name):
+            yield "name", "must be letters, digits, '.', '_' and '-', at most 64, not starting with a sign"
+        if not self.cases.strip():
+            yield "cases", "must name at least one case; '*' is all of them"
+        if self.resume and self.name is not None:
+            yield "name", "has no effect with resume=true, which continues the newest"
+
+
+def benchmark_fingerprint(config: BenchmarkConfig) -> str:
+    """Sixteen hex digits that are equal for two benchmarks that would measure the same cases in the same way."""
+    plain = asdict(config)
+    for key in ("tracking", "minutes", "resume", "output", "name"):
+        del plain[key]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
