@@ -81,6 +81,12 @@ def test_written_by_one_read_by_two(single: dict[str, Any], double: list[dict[st
     assert double[0]["resumed"] == pytest.approx(single["adamw"][HALF:], abs=1e-6)
 
 
+def test_recomputed_and_compiled_layers(tmp_path: Path) -> None:
+    found = torchrun("layers", tmp_path)[0]
+    assert found["recomputed"] == pytest.approx(found["plain"], abs=2e-6)
+    assert found["compiled"] == pytest.approx(found["plain"], abs=1e-5)
+
+
 def test_experts_that_do_not_divide(tmp_path: Path) -> None:
     found = torchrun("uneven", tmp_path)
     start = _weights(tmp_path / "uneven-start.pt")

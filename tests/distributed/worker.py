@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from small_training import TOTAL, small_config, small_model, small_optimizer, train
 
 from superblock.config.model import ModelConfig
+from superblock.config.trainer import TrainerConfig
 from superblock.models.language_model import SuperblockModel
 from superblock.training import checkpoint
 from superblock.training.distributed import (
@@ -29,9 +31,11 @@ from superblock.training.distributed import (
     stop_process_group,
     world_size,
 )
+from superblock.training.layers import prepare_layers
 from superblock.training.sharding import clip_gradients, shard
 
 HALF = TOTAL // 2
+COMPILE = torch.compile
 
 
 def sharded(config: ModelConfig | None = None) -> SuperblockModel:
@@ -84,6 +88,27 @@ def training(folder: Path) -> dict[str, Any]:
     wrapped = DistributedDataParallel(replica, find_unused_parameters=True, broadcast_buffers=False)
     found["ddp"] = steps(wrapped, small_optimizer(replica), 0, TOTAL)
     keep(folder, "ddp", replica)
+    return found
+
+
+def layers(folder: Path) -> dict[str, Any]:
+    """Layers that are recomputed, and compiled as well, inside sharded superblocks."""
+    config = small_config(moe__backend="sorted", gdn__backend="chunked", gqa__backend="sdpa")
+    found: dict[str, Any] = {}
+    for name, settings in {
+        "plain": TrainerConfig(),
+        "recomputed": TrainerConfig(activation_checkpointing="full"),
+        "compiled": TrainerConfig(activation_checkpointing="selective", compile=True),
+    }.items():
+        torch.compile = partial(COMPILE, backend="aot_eager")  # without the code generator, which takes minutes
+        model = shard(
+            config,
+            seed=1,
+            mesh=init_device_mesh("cpu", (world_size(),)),
+            device="cpu",
+            prepare=partial(prepare_layers, config=settings),
+        )
+        found[name] = steps(model, small_optimizer(model), 0, HALF)
     return found
 
 

@@ -5,7 +5,7 @@ generated documentation, so the three cannot disagree. Standard library only: an
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
@@ -117,6 +117,21 @@ def validate(config: Any, path: str = "") -> None:
                 raise ConfigError(f"{key}={_show(item)}: must be a finite number")
     for name, problem in getattr(config, "problems", lambda: ())():
         raise ConfigError(f"{path}{name}={_show(attrgetter(name)(config))}: {problem}")
+
+
+def differences(there: Any, here: Any, key: str, leave_out: Collection[str] = ()) -> Iterator[tuple[str, Any, Any]]:
+    """What differs between two nested dictionaries as (key, value there, value here), in their order.
+
+    Args:
+        key: what the keys begin with.
+        leave_out: names that do not count, on any level.
+    """
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in {**there, **here}:
+            if name not in leave_out:
+                yield from differences(there.get(name), here.get(name), f"{key}.{name}", leave_out)
+    elif there != here:
+        yield key, there, here
 
 
 def closest(word: object, known: Sequence[str] | Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ changes no shape: such a checkpoint would load and compute something else.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from superblock.config.fields import differences
 from superblock.training.manifest import CheckpointError
 
 _FREE = {"backend", "chunk_size", "cross_entropy_chunk", "expect_params"}
@@ -29,16 +31,9 @@ def refuse_other_model(path: Path, stored: Any, model: nn.Module) -> None:
     here = getattr(model, "config", None)
     if here is None or stored is None or not is_dataclass(here) or isinstance(here, type):
         return
-    differences = _differences(stored, json.loads(json.dumps(asdict(here))))
-    if differences:
-        raise CheckpointError(f"{path} holds another model: " + "; ".join(differences[:4]))
-
-
-def _differences(stored: Any, here: Any, key: str = "model") -> list[str]:
-    if isinstance(stored, dict) and isinstance(here, dict):
-        names = [name for name in {**stored, **here} if name not in _FREE]
-        return [line for name in names for line in _differences(stored.get(name), here.get(name), f"{key}.{name}")]
-    return [] if stored == here else [f"{key} is {stored} there and {here} here"]
+    found = islice(differences(stored, json.loads(json.dumps(asdict(here))), "model", _FREE), 4)
+    if lines := [f"{key} is {before} there and {now} here" for key, before, now in found]:
+        raise CheckpointError(f"{path} holds another model: " + "; ".join(lines))
 
 
 def refuse_other_tensors(path: Path, stored: Mapping[str, TensorStorageMetadata], state: Mapping[str, Tensor]) -> None:

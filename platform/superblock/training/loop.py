@@ -29,6 +29,7 @@ from superblock.training import distributed
 from superblock.training.conclusion import record, summarise
 from superblock.training.data_module import PackedDataModule
 from superblock.training.interruption import Interruption
+from superblock.training.kernels import start_kernels
 from superblock.training.module import LanguageModelModule
 from superblock.training.process import prepare_process
 from superblock.training.size import ModelSize, measure
@@ -68,6 +69,7 @@ def train(config: RunConfig) -> RunSummary | None:
     corpus = _corpus(config, rank, say)
     size = measure(config.model, config.data.sequence_length)
     say(f"model   {size.total / 1e6:.2f} M parameters, {size.active / 1e6:.2f} M active per token")
+    kernels = start_kernels(config, accelerator, say)
     interruption = Interruption()
     interruption.install()
     tracker = Tracker.start(
@@ -75,6 +77,7 @@ def train(config: RunConfig) -> RunSummary | None:
     )
     try:
         with tracker:
+            tracker.tags(kernels)
             summary = _train(config, start, corpus, size, tracker, interruption, accelerator, threads, say)
         distributed.barrier()  # gloo aborts a process that leaves while another still talks to it
     finally:
@@ -101,39 +104,8 @@ def _train(
     data = PackedDataModule(corpus, config, rank=rank, world_size=world_size)
     module = LanguageModelModule(config, data, tracker, world_size=world_size, resume_from=start.checkpoint, report=say)
     measures = _measurements(config, corpus, size)
-    checkpointing = Checkpointing(
-        start.folder,
-        every=Budget.parse(config.trainer.checkpoint_every),
-        keep_last=config.trainer.keep_last,
-        config=asdict(config),
-        tokenizer=corpus.tokenizer_path,
-        interruption=interruption,
-        stateful=measures,
-    )
-    samples = Samples(
-        lambda prompt, tokens, seed: Session(module.model, corpus.tokenizer).complete(prompt, tokens, seed),
-        PROMPTS,
-        count=config.evaluation.samples,
-        tokens=config.evaluation.sample_tokens,
-        seed=config.seed,
-    )
-    progress = [ProgressBar(perplexity=measures["perplexity"])] if config.trainer.progress else []
-    trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=distributed.local_world_size(),
-        num_nodes=distributed.num_nodes(),
-        strategy=build_strategy(config.trainer.strategy, accelerator, config.trainer.precision),
-        precision=PRECISIONS[config.trainer.precision],  # type: ignore[arg-type]
-        max_epochs=1,
-        callbacks=[*measures.values(), interruption, checkpointing, samples, *progress],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=start.folder,
-    )
+    callbacks = _callbacks(config, start, corpus, module, measures, interruption)
+    trainer = _trainer(config, start, accelerator, callbacks)
     _record_data(tracker, corpus)
     _record_size(tracker, size, threads)
     # Lightning counts batches from where this process began; our steps survive a resume
@@ -194,6 +166,55 @@ def _measurements(config: RunConfig, corpus: Corpus, size: ModelSize) -> dict[st
         "experts": ExpertHealth(),
         "norms": Norms(),
     }
+
+
+def _callbacks(
+    config: RunConfig,
+    start: Start,
+    corpus: Corpus,
+    module: LanguageModelModule,
+    measures: dict[str, Any],
+    interruption: Interruption,
+) -> list[pl.Callback]:
+    """In the order in which Lightning calls them: what measures comes before what writes checkpoints."""
+    checkpointing = Checkpointing(
+        start.folder,
+        every=Budget.parse(config.trainer.checkpoint_every),
+        keep_last=config.trainer.keep_last,
+        config=asdict(config),
+        tokenizer=corpus.tokenizer_path,
+        interruption=interruption,
+        stateful=measures,
+    )
+    samples = Samples(
+        lambda prompt, tokens, seed: Session(module.model, corpus.tokenizer).complete(prompt, tokens, seed),
+        PROMPTS,
+        count=config.evaluation.samples,
+        tokens=config.evaluation.sample_tokens,
+        seed=config.seed,
+    )
+    progress = [ProgressBar(perplexity=measures["perplexity"])] if config.trainer.progress else []
+    return [*measures.values(), interruption, checkpointing, samples, *progress]
+
+
+def _trainer(config: RunConfig, start: Start, accelerator: str, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's Trainer without what this project does itself: bars, checkpoints, loggers, samplers."""
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=distributed.local_world_size(),
+        num_nodes=distributed.num_nodes(),
+        strategy=build_strategy(config.trainer.strategy, accelerator, config.trainer.precision),
+        precision=PRECISIONS[config.trainer.precision],  # type: ignore[arg-type]
+        max_epochs=1,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=start.folder,
+    )
 
 
 def _record_data(tracker: Tracker, corpus: Corpus) -> None:

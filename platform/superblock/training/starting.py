@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from superblock.config.fields import ConfigError, closest
+from superblock.config.fields import ConfigError, closest, differences
 from superblock.config.run import RunConfig, fingerprint
 from superblock.tracking.runs import RunRecord, find_run, list_runs, newest_resumable, runs_root
 from superblock.training.checkpoint import load_config
@@ -14,6 +14,8 @@ from superblock.training.manifest import newest_whole
 
 TRAINED = ("model", "data", "optim", "schedule")
 """Sections that decide what is trained; they must not change within a run."""
+TRAINER = ("budget", "batch_size", "precision")
+"""Settings of the trainer that do."""
 
 
 @dataclass(frozen=True)
@@ -117,19 +119,8 @@ def _continue(config: RunConfig, record: RunRecord) -> Start:
 def _difference(config: RunConfig, stored: dict[str, Any]) -> str:
     """The first keys that differ, as they would be typed."""
     here = asdict(config)
-    pairs = [pair for section in TRAINED for pair in _pairs(stored.get(section), here[section], section)]
-    trainer = ("budget", "batch_size", "precision")
-    pairs += [
-        (f"trainer.{key}", stored["trainer"].get(key))
-        for key in trainer
-        if stored["trainer"].get(key) != here["trainer"][key]
-    ]
-    if stored.get("seed") != config.seed:
-        pairs.append(("seed", stored.get("seed")))
-    return ", ".join(f"{key}={value} there" for key, value in pairs[:4]) or "an older version of the software"
-
-
-def _pairs(stored: Any, here: Any, key: str) -> list[tuple[str, Any]]:
-    if isinstance(stored, dict) and isinstance(here, dict):
-        return [pair for name in here for pair in _pairs(stored.get(name), here[name], f"{key}.{name}")]
-    return [] if stored == here else [(key, stored)]
+    found = [pair for section in TRAINED for pair in differences(stored.get(section), here[section], section)]
+    trainer, now = ({key: part.get(key) for key in TRAINER} for part in (stored["trainer"], here["trainer"]))
+    found += differences(trainer, now, "trainer")
+    found += differences(stored.get("seed"), config.seed, "seed")
+    return ", ".join(f"{key}={value} there" for key, value, _ in found[:4]) or "an older version of the software"

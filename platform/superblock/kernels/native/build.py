@@ -84,6 +84,15 @@ def library_path(source: Path, level: str) -> Path:
     return cache_folder() / f"{source.parent.name}-{source.stem}-{level}-{digest.hexdigest()[:16]}.so"
 
 
+def is_built(source: Path, level: str) -> bool:
+    """Whether `build` finds the library in the cache.
+
+    Raises:
+        BuildError: if there is no compiler, whose version is part of the name.
+    """
+    return library_path(source, level).exists()
+
+
 def build(source: Path, level: str) -> Path:
     """The library of a source, compiled unless it is in the cache. Safe when several processes build at once.
 

@@ -93,9 +93,9 @@ class NativeLibrary:
 @contextmanager
 def _plain_torch() -> Iterator[None]:
     """With gradients, in full precision and on real tensors, whatever surrounds the call that needs the library."""
-    with torch.inference_mode(False), torch.enable_grad(), _disable_current_modes():
-        with torch.autocast("cpu", enabled=False):
-            yield
+    full = torch.autocast("cpu", enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), _disable_current_modes(), full:
+        yield
 
 
 def _c_value(argument: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
