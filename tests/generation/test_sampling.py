@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from superblock.generation import sampling
 from superblock.generation.sampling import choose, probabilities
 
 ROWS = st.lists(st.sampled_from([-3.0, -1.0, 0.0, 0.5, 2.0, 4.0]), min_size=2, max_size=12)  # few values: many ties
@@ -40,6 +41,27 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(values: list[float], p: flo
     assert sum(mass[:-1]) < p + 1e-12
     assert mass == sorted(full.tolist(), reverse=True)[: len(mass)]
     torch.testing.assert_close(kept.sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 0.5), (0, 0.95), (0, 0.99999), (40, 1.0), (40, 0.9), (511, 0.9), (600, 0.9)]
+)
+def test_a_large_vocabulary_is_not_sorted_for_nothing(
+    ties: bool, top_k: int, top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking among the most likely first changes nothing, whether they are enough or not."""
+    logits = 3 * torch.randn(3, 4096, generator=torch.Generator().manual_seed(top_k))
+    logits[1] *= 0.1  # so flat that far more are needed
+    logits[2, 9:] = -torch.inf
+    logits = logits.round() if ties else logits
+    for rows in (logits, logits[:1], logits[2:]):
+        quick = probabilities(rows, temperature=0.8, top_k=top_k, top_p=top_p)
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, "ENOUGH", 4096)
+            whole = probabilities(rows, temperature=0.8, top_k=top_k, top_p=top_p)
+        assert torch.equal(quick > 0, whole > 0)
+        torch.testing.assert_close(quick, whole, rtol=1e-14, atol=0)
 
 
 def test_top_p_acts_on_what_top_k_left() -> None:

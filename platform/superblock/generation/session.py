@@ -132,13 +132,13 @@ class Session:
     def _allowed(self, begun: bytes = b"") -> Tensor:
         """[V]: 0 for tokens that may follow, else -inf. Rows of the table beyond the tokenizer's are never tokens."""
         config: Any = self.model.config
-        known = range(self.tokenizer.get_vocab_size())
-        if begun:
-            tokens = [i for i in known if i != self.end_of_text and self.token_bytes[i].startswith(begun)]
-        else:
-            tokens = list(known)
+        known = self.tokenizer.get_vocab_size()
         allowed_V = torch.full((config.vocab_size,), -torch.inf)
-        allowed_V[tokens] = 0
+        if begun:
+            tokens = (i for i in range(known) if i != self.end_of_text and self.token_bytes[i].startswith(begun))
+            allowed_V[torch.tensor(list(tokens), dtype=torch.long)] = 0
+        else:
+            allowed_V[:known] = 0
         return allowed_V
 
 

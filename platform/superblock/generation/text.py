@@ -23,7 +23,7 @@ class TokenBytes:
         """Bytes of a token; a special token, which is no text, gives its name, and an unknown number nothing."""
         text = self._tokenizer.id_to_token(token) or ""
         try:
-            return bytes(self._byte_of[c] for c in text)
+            return bytes(map(self._byte_of.__getitem__, text))
         except KeyError:
             return text.encode()
 
