@@ -5,13 +5,14 @@ channels, W taps.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from superblock.config.model import DeltaNetConfig
 from superblock.kernels.delta_rule import causal_conv, gated_delta_rule
+from superblock.kernels.delta_rule.gates import delta_gates
+from superblock.kernels.norm import gated_rms_norm
 from superblock.kernels.packing import PackInfo
-from superblock.kernels.precision import accumulation_dtype, fp32_island
+from superblock.kernels.precision import compute_dtype
 from superblock.models.cache import DeltaState
 from superblock.models.norm import RMSNorm
 
@@ -42,15 +43,19 @@ class GatedDeltaNet(nn.Module):
         """The empty state of a sequence's start."""
         return DeltaState()
 
-    def forward(self, x_BTD: Tensor, pack: PackInfo, state: DeltaState | None = None) -> Tensor:
-        """Mixes tokens of the same document; a `state` is continued and updated, and then `pack` has whole rows."""
+    def forward(
+        self, x_BTD: Tensor, pack: PackInfo, state: DeltaState | None = None, *, unrounded_BTD: Tensor | None = None
+    ) -> Tensor:
+        """Mixes tokens of the same document; a `state` is continued and updated, and then `pack` has whole rows.
+
+        `unrounded_BTD` is the input in fp32, for the gates, where `x_BTD` is rounded for matrix products.
+        """
         c = self.config
         past = state or DeltaState()
-        qkvz = self.qkvz(x_BTD)
-        convolved = sum(self.widths)
-        mixed_BTC, conv_BWC = causal_conv(qkvz[..., :convolved], self.conv, pack=pack, state_BWC=past.conv_BWC)
+        qkv_BTC, z_BTC = self.qkvz(x_BTD).split([sum(self.widths), self.widths[-1]], dim=-1)
+        mixed_BTC, conv_BWC = causal_conv(qkv_BTC, self.conv, pack=pack, state_BWC=past.conv_BWC)
         q, k, v = mixed_BTC.split(self.widths, dim=-1)
-        g_BTH, beta_BTH = self.gates(x_BTD)
+        g_BTH, beta_BTH = self.gates(x_BTD if unrounded_BTD is None else unrounded_BTD)
         o_BTHV, recurrent_BHKV = gated_delta_rule(
             q.unflatten(-1, (c.num_key_heads, c.key_dim)),
             k.unflatten(-1, (c.num_key_heads, c.key_dim)),
@@ -64,15 +69,11 @@ class GatedDeltaNet(nn.Module):
         )
         if state is not None:
             state.conv_BWC, state.recurrent_BHKV = conv_BWC, recurrent_BHKV
-        z_BTHV = qkvz[..., convolved:].unflatten(-1, (c.num_value_heads, c.value_dim))
-        y_BTHV = self.norm(o_BTHV) * F.silu(z_BTHV.to(o_BTHV.dtype))
+        z_BTHV = z_BTC.unflatten(-1, (c.num_value_heads, c.value_dim))
+        y_BTHV = gated_rms_norm(o_BTHV, self.norm.weight, z_BTHV, self.norm.eps, dtype=compute_dtype(x_BTD))
         return self.out(y_BTHV.flatten(-2))
 
     def gates(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithm of the decay g = -exp(A_log) softplus(a + dt_bias) and write strength beta, both fp32 [B, T, H]."""
-        with fp32_island(x_BTD.device.type):
-            dtype = accumulation_dtype(x_BTD)
-            b_BTH, a_BTH = F.linear(x_BTD.to(dtype), self.ba.weight.to(dtype)).chunk(2, dim=-1)
-            beta_BTH = b_BTH.sigmoid() * (2.0 if self.config.negative_eigenvalues else 1.0)
-            g_BTH = -self.A_log.to(dtype).exp() * F.softplus(a_BTH + self.dt_bias.to(dtype))
-        return g_BTH, beta_BTH
+        strength = 2.0 if self.config.negative_eigenvalues else 1.0
+        return delta_gates(x_BTD, self.ba.weight, self.A_log, self.dt_bias, strength=strength)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from superblock.config.model import ModelConfig
 from superblock.kernels.packing import PackInfo
 from superblock.models.attention import GroupedQueryAttention
-from superblock.models.cache import Cache
+from superblock.models.cache import Cache, DeltaState, KeyValueState
 from superblock.models.gated_deltanet import GatedDeltaNet
 from superblock.models.moe import MoE, Routing
 from superblock.models.norm import RMSNorm
@@ -37,9 +37,16 @@ class Layer(nn.Module):
 
     def forward(self, x_BTD: Tensor, pack: PackInfo, state: object = None) -> tuple[Tensor, Routing]:
         """The residual stream after both sublayers, in its own dtype (fp32 under autocast)."""
-        x_BTD = x_BTD + self.mixer(self.norm(x_BTD), pack, state)
+        x_BTD = x_BTD + self._mix(x_BTD, pack, state)
         y_BTD, routing = self.moe(x_BTD)
         return x_BTD + y_BTD, routing
+
+    def _mix(self, x_BTD: Tensor, pack: PackInfo, state: object) -> Tensor:
+        """Norm and mixer. All that reads the normed stream are matrix products, and the gates of Gated DeltaNet."""
+        if isinstance(self.mixer, GatedDeltaNet):
+            h_BTD, unrounded_BTD = self.norm.for_products_and_wide(x_BTD)
+            return self.mixer(h_BTD, pack, cast(DeltaState | None, state), unrounded_BTD=unrounded_BTD)
+        return self.mixer(self.norm.for_products(x_BTD), pack, cast(KeyValueState | None, state))
 
 
 class Superblock(nn.Module):

@@ -57,8 +57,8 @@ static Softmax softmax(const T* row, float* powers, int64_t columns) {
   return s;
 }
 
-// loss = -log p(label) + z_loss * lse^2 of each row, 0 where it is not scored; with `gradient`, the logits are replaced by
-// the gradient of their row's loss.
+// loss = -log p(label) + z_loss * lse^2 of each row, 0 where it is not scored; with `gradient`, the logits are replaced
+// by the gradient of their row's loss.
 template <class T>
 static void losses(T* logits, const int64_t* labels, float z_loss, bool gradient, float* loss, int64_t C,
                    int64_t columns, int64_t threads) {

@@ -3,7 +3,6 @@
 Legend: C rows, V vocabulary.
 """
 
-import torch
 from torch import Tensor
 
 from superblock.kernels.cross_entropy.reference import IGNORE
