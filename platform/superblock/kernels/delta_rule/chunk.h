@@ -78,6 +78,8 @@ INLINE void solve_columns(int C, const float* L, int ldl, float* Y, int ldy, int
 template <bool UPWARDS, class Finish>
 INLINE void solve(int C, int VD, const float* L, int ldl, float* Y, int ldy, Finish finish) {
   int column = 0;
+  if (ROWS == 8)  // registers enough
+    for (; column + 4 * W <= VD; column += 4 * W) solve_columns<4, UPWARDS>(C, L, ldl, Y, ldy, column, finish);
   for (; column + 2 * W <= VD; column += 2 * W) solve_columns<2, UPWARDS>(C, L, ldl, Y, ldy, column, finish);
   for (; column < VD; column += W) solve_columns<1, UPWARDS>(C, L, ldl, Y, ldy, column, finish);
 }
@@ -109,11 +111,38 @@ INLINE float unit(const X* x, int K, float length, float* out) {
   for (int j = 0; j < K; j += W) {
     V value = load(x + j);
     squares += value * value;
-    store(out + j, value);
   }
   float factor = length / std::sqrt(sum(squares) + EPS);
-  for (int j = 0; j < K; j += W) store(out + j, load(out + j) * factor);
+  for (int j = 0; j < K; j += W) store(out + j, load(x + j) * factor);
   return factor;
+}
+
+// Asks for a row that another chunk reads or writes. Rows lie a token apart, which the processor does not foresee by itself:
+// without this a fifth of the time passes in waiting for them.
+template <class X>
+INLINE void ask(const X* x, int count) {
+  for (int j = 0; j < count; j += 64 / (int)sizeof(X)) __builtin_prefetch(x + j, 0, 2);
+}
+template <class X>
+INLINE void ask_to_write(X* x, int count) {
+  for (int j = 0; j < count; j += 64 / (int)sizeof(X)) __builtin_prefetch(x + j, 1, 2);
+}
+
+// S [rows, columns] of any row lengths to D.
+INLINE void copy_rows(int rows, int columns, const float* S, int lds, float* D, int ldd) {
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < columns; j += W) store(D + (size_t)i * ldd + j, load(S + (size_t)i * lds + j));
+}
+
+// To memory past the caches, which have no use for it before the backward pass; `p` is aligned to a vector.
+INLINE void store_past(float* p, V x) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)x);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, (__m256)x);
+#else
+  store(p, x);
+#endif
 }
 
 struct Chunk {
@@ -154,7 +183,7 @@ struct Chunk {
     multiply<false, false, OUT_LOWER>(C, C, K, KQ + C * ldk, ldk, KQ_t, ldc, nullptr, 0, 0, P, ldc);
     for (int i = 0; i < C; i++) {
       V row = splat((float)i), high_i = splat(high[i]), low_i = splat(low[i]), document_i = splat(document[i]);
-      for (int j = 0; j < C; j += W) {
+      for (int j = 0; j <= i; j += W) {  // nobody reads the vectors above the diagonal
         float *kk = KK + i * ldc + j, *p = P + i * ldc + j, *d = D + i * ldc + j;
         V column = lanes() + (float)j;
         VI before = (column < row) & (load(document + j) == document_i), until = before | (column == row);

@@ -1,13 +1,13 @@
 // One head of one sequence backwards, last chunk first; the formulas of chunk_forward.h, differentiated.
 //
-// Two pairs share one product each: keys with queries, and -dY (the gradient that the solved rows Y = U send to their right
-// hand side) with the gradient dO of the outputs.
+// Two pairs share one product each: keys with queries, and what the solved rows send to their right hand side (-dY) with the
+// gradient dO of the outputs.
 #pragma once
 #include "chunk.h"
 
 static size_t backward_scratch(int K, int VD, int C) {
   return (size_t)C * (6 * (K + PAD) + 3 * (VD + PAD) + 6 * (C + PAD)) + K * (C + PAD) + VD * (C + PAD) + K * (VD + PAD) +
-         2 * VD * (K + PAD) + (size_t)C * W + 32 * (C + 16);
+         K * (C + PAD) + VD * (K + PAD) + (size_t)C * W + 32 * (C + 16);
 }
 
 // Where the gradients of one head go; tokens lie `*_step` elements apart.
@@ -28,17 +28,17 @@ INLINE void unit_backward(const float* d, const float* row, int K, float factor,
   for (int j = 0; j < K; j += W) store(out + j, (load(d + j) - load(row + j) * share) * factor);
 }
 
-// Turns gradients of K K^T * D and P into those of the bare products, in place, and gives row and column sums of what they
-// ask of the logarithm of D.
+// Turns dY U^T, whose opposite is the gradient of K K^T * D, and the gradient of P into those of the bare products, in place,
+// and gives row and column sums of what they ask of the logarithm of D.
 static void decay_backward(const Chunk& chunk, float* dKK, float* dP, float* row_sums, float* column_sums) {
   const int C = chunk.C, ldc = chunk.ldc;
   memset(column_sums, 0, sizeof(float) * C);
   for (int i = 0; i < C; i++) {
     V total{}, row = splat((float)i);
-    for (int j = 0; j < C; j += W) {
+    for (int j = 0; j <= i; j += W) {
       size_t at = (size_t)i * ldc + j;
       V column = lanes() + (float)j;
-      V d_kk = select(column < row, load(dKK + at), V{}), d_p = select(column <= row, load(dP + at), V{});
+      V d_kk = select(column < row, -load(dKK + at), V{}), d_p = select(column <= row, load(dP + at), V{});
       V both = d_kk * load(chunk.KK + at) + d_p * load(chunk.P + at), decay = load(chunk.D + at);
       total += both;
       store(column_sums + j, load(column_sums + j) + both);
@@ -57,30 +57,32 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
   Chunk chunk(K, C, arena);
   float *KQ = chunk.KQ, *K_r = arena.take(C * ldk), *U = arena.take(C * ldv), *U_t = arena.take(VD * ldc);
   float *Y_O = arena.take(2 * C * ldv), *O = Y_O + C * ldv, *dS = arena.take(K * ldv);
-  float *dS_t = arena.take(VD * ldk), *S_t = arena.take(VD * ldk);
+  float *dK_rt = arena.take(K * ldc), *S_t = arena.take(VD * ldk);
   float *dKQ = arena.take(2 * C * ldk), *dK_r = arena.take(C * ldk), *dKK = arena.take(2 * C * ldc), *dP = dKK + C * ldc;
   float *d_log = arena.take(C), *columns = arena.take(C), *d_beta = arena.take(C * W);
   const int64_t count = (head.tokens + C - 1) / C;
   bool silent = !d_last;  // nothing has asked anything of the state yet
-  for (int i = 0; i < K; i++)
-    if (silent)
-      memset(dS + i * ldv, 0, sizeof(float) * VD);
-    else
-      memcpy(dS + i * ldv, d_last + i * VD, sizeof(float) * VD);
+  if (silent)
+    memset(dS, 0, sizeof(float) * K * ldv);
+  else
+    copy_rows(K, VD, d_last, VD, dS, ldv);
   for (int64_t n = count - 1; n >= 0; n--, silent = false) {
     const int64_t first = n * C;
     const bool empty = n == 0 && from_zero;  // the state before the chunk is zero
     const float* S = states + (size_t)n * K * VD;
     chunk.prepare(head, first);
     const int length = chunk.length;
+    const int64_t before = first - C;
     for (int i = 0; i < C; i++) {
+      if (n > 0) ask(head.k + (before + i) * head.k_step, K), ask(head.q + (before + i) * head.q_step, K);
+      for (int j = i; j < K; j += C) ask(S + (size_t)j * VD, VD);
       for (int j = 0; j < K; j += W) store(K_r + i * ldk + j, load(KQ + i * ldk + j) * chunk.r[i]);
       for (int j = 0; j < VD; j += W) {
         store(O + i * ldv + j, i < length ? load(d_o + (first + i) * o_step + j) : V{});
         store(U + i * ldv + j, i < length ? load(residuals + (first + i) * VD + j) * chunk.beta[i] : V{});
       }
     }
-    // dU = K_r dS + P^T dO, then the triangular system transposed; -dY = -beta dU stays
+    // dU = K_r dS + P^T dO, then the triangular system transposed, which leaves dY = beta (dU - KK^T dY)
     if (silent) {
       multiply<true, false, A_UPPER>(C, VD, C, chunk.P, ldc, O, ldv, nullptr, 0, 0, Y_O, ldv);
     } else {
@@ -88,7 +90,6 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
       multiply<true, true, A_UPPER>(C, VD, C, chunk.P, ldc, O, ldv, Y_O, ldv, 1, Y_O, ldv);
     }
     memset(d_beta, 0, sizeof(float) * C * W);
-    // the solver subtracts what it is given: dY = beta (dU - sum of KK dY)
     solve<true>(C, VD, chunk.KK, ldc, Y_O, ldv, [&](int row, int column, V du) {
       V dy = du * chunk.beta[row];
       if (row < length) {
@@ -98,18 +99,21 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
       }
       return dy;
     });
-    for (int i = 0; i < C; i++)
-      for (int j = 0; j < VD; j += W) store(Y_O + i * ldv + j, -load(Y_O + i * ldv + j));
     transpose_any(C, VD, U, ldv, U_t, ldc);
     multiply<false, false, OUT_LOWER>(C, C, VD, Y_O, ldv, U_t, ldc, nullptr, 0, 0, dKK, ldc);
     multiply<false, false, OUT_LOWER>(C, C, VD, O, ldv, U_t, ldc, nullptr, 0, 0, dP, ldc);
     decay_backward(chunk, dKK, dP, d_log, columns);
-    for (int i = 0; i < 2 * C; i++)
-      for (int j = 0; j < VD; j += W) store(Y_O + i * ldv + j, load(Y_O + i * ldv + j) * chunk.e[i % C]);
+    for (int i = 0; i < C; i++) {
+      if (i < length) ask_to_write(out.k + (first + i) * out.q_step, K), ask_to_write(out.q + (first + i) * out.q_step, K);
+      for (int j = 0; j < VD; j += W) {
+        store(Y_O + i * ldv + j, load(Y_O + i * ldv + j) * -chunk.e[i]);
+        store(O + i * ldv + j, load(O + i * ldv + j) * chunk.e[i]);
+      }
+    }
     float d_a = 0;
     if (!silent) {
-      transpose_any(K, VD, dS, ldv, dS_t, ldk);
-      multiply<false, false, FULL>(C, K, VD, U, ldv, dS_t, ldk, nullptr, 0, 0, dK_r, ldk);
+      multiply<false, false, FULL>(K, C, VD, dS, ldv, U_t, ldc, nullptr, 0, 0, dK_rt, ldc);
+      transpose_any(K, C, dK_rt, ldc, dK_r, ldk);
     }
     if (!empty) {
       transpose_any(K, VD, S, VD, S_t, ldk);
@@ -123,6 +127,7 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
     if (n > 0 || out.initial) multiply<true, true, FULL>(K, VD, 2 * C, KQ, ldk, Y_O, ldv, dS, ldv, chunk.a, dS, ldv);
     float survivors = 0;
     for (int i = 0; i < C; i++) {
+      if (n > 0) ask(d_o + (before + i) * o_step, VD), ask(residuals + (before + i) * VD, VD);
       V through_e{}, through_r{}, r = splat(silent ? 0.0f : chunk.r[i]);
       for (int j = 0; j < K; j += W) {
         float *dk = dKQ + i * ldk + j, *dq = dKQ + (C + i) * ldk + j;
@@ -152,6 +157,5 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
       out.beta[(first + i) * out.gate_step] = sum(load(d_beta + i * W));
     }
   }
-  if (out.initial)
-    for (int i = 0; i < K; i++) memcpy(out.initial + i * VD, dS + i * ldv, sizeof(float) * VD);
+  if (out.initial) copy_rows(K, VD, dS, ldv, out.initial, VD);
 }

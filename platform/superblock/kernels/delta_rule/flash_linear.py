@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superblock.kernels.packing import PackInfo
+from superblock.kernels.packing import PackInfo, move
+from superblock.kernels.tracing import untraced
+
+CHUNK = 64
+"""Tokens of the library's chunks unless it is told otherwise."""
 
 
 @functools.cache
@@ -34,6 +38,7 @@ def why_not(q_BTGK: Tensor) -> str | None:
     return None
 
 
+@untraced
 def triton_rule(
     q_BTGK: Tensor,
     k_BTGK: Tensor,
@@ -58,12 +63,26 @@ def triton_rule(
     if pack is None or pack.whole_rows:
         o, last = _kernel()(*inputs, initial_state=state, **options)
         return o.float(), last.float()
-    cu_seqlens = pack.cu_seqlens.long()
+    cu_seqlens, chunk_indices = _documents(pack.host.cu_seqlens, q_BTGK.device)
     ends_B = torch.arange(1, B + 1, device=cu_seqlens.device) * T
     last_of_row_B = torch.searchsorted(cu_seqlens, ends_B) - 1
     if state is not None:
         first_of_row_B = torch.searchsorted(cu_seqlens, ends_B - T)
         state = state.new_zeros(len(cu_seqlens) - 1, *state.shape[1:]).index_copy(0, first_of_row_B, state)
     flat = (x.flatten(0, 1)[None] for x in inputs)
-    o, last = _kernel()(*flat, initial_state=state, cu_seqlens=cu_seqlens, **options)
+    options |= {"cu_seqlens": cu_seqlens, "chunk_indices": chunk_indices}
+    o, last = _kernel()(*flat, initial_state=state, **options)
     return o.unflatten(1, (B, T))[0].float(), last[last_of_row_B].float()
+
+
+@functools.lru_cache(maxsize=4)  # every layer of a step asks for the same
+def _documents(cu_seqlens: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cumulative lengths, and for each chunk its document and its number there, int64 on the device.
+
+    Made where the lengths are known: the library would wait for the device to count its chunks.
+    """
+    cu_seqlens = cu_seqlens.long()
+    chunks_N = (cu_seqlens.diff() + CHUNK - 1) // CHUNK
+    document_C = torch.repeat_interleave(chunks_N)
+    number_C = torch.arange(len(document_C)) - (chunks_N.cumsum(0) - chunks_N)[document_C]
+    return move(cu_seqlens, device), move(torch.stack([document_C, number_C], dim=1), device)

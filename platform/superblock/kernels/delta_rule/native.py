@@ -71,8 +71,8 @@ def unfit(q_BTGK: Tensor, v_BTHV: Tensor, chunk_size: int) -> str | None:
 
 
 def _tokens_per_chunk(wanted: int, T: int, K: int, V: int) -> int:
-    """32 tokens for small states; 64 for large ones, which are then read and written half as often."""
-    return min(wanted or (32 if K * V <= 64 * 64 else 64), -(-T // 16) * 16)
+    """32 tokens are faster up to 128 x 128; larger states should be read and written less often, and 64 are."""
+    return min(wanted or (32 if K * V <= 128 * 128 else 64), -(-T // 16) * 16)
 
 
 def _last_contiguous(x: Tensor) -> Tensor:
