@@ -113,12 +113,13 @@ def test_a_zero_gradient_gives_a_zero_update() -> None:
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_rates_decay_and_training(name: str) -> None:
     model = Small()
-    config = OptimConfig(name=name, learning_rate=1e-2, muon_learning_rate=0.05)
+    config = OptimConfig(name=name, learning_rate=1e-2, muon_learning_rate=0.05, table_rate=4.0, vector_rate=2.0)
     optimizer = build_optimizer(model, config)
     groups = {group["name"]: group for group in optimizer.param_groups}
     assert [groups[kind]["weight_decay"] for kind in ("matrices", "tables", "vectors")] == [0.1, 0.1, 0.0]
-    assert set_learning_rate(optimizer, 0.5) == pytest.approx(5e-3)
-    assert groups["matrices"]["lr"] == pytest.approx(0.025 if name == "muon" else 5e-3)
+    matrices = 0.025 if name == "muon" else 5e-3
+    assert set_learning_rate(optimizer, 0.5) == pytest.approx(matrices)
+    assert [groups[kind]["lr"] for kind in ("matrices", "tables", "vectors")] == pytest.approx([matrices, 0.02, 0.01])
     assert groups["matrices"]["peak_lr"] == (0.05 if name == "muon" else 1e-2)
 
     before = {key: value.clone() for key, value in model.named_parameters()}

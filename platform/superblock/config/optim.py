@@ -13,7 +13,13 @@ class OptimConfig:
     name: str = knob(
         "adamw", "adamw, or muon for the hidden matrices with AdamW for the rest", choices=("adamw", "muon")
     )
-    learning_rate: float = knob(3e-3, "peak rate of AdamW", above=0, maximum=10)
+    learning_rate: float = knob(3e-3, "peak rate of AdamW for matrices", above=0, maximum=10)
+    table_rate: float = knob(
+        3.0, "rate of the embedding and unembedding tables, as a multiple of learning_rate", above=0, maximum=1000
+    )
+    vector_rate: float = knob(
+        3.0, "rate of norms, biases, gates and convolutions, as a multiple of learning_rate", above=0, maximum=1000
+    )
     muon_learning_rate: float = knob(0.02, "peak rate of Muon", above=0, maximum=10)
     muon_momentum: float = knob(0.95, "momentum of Muon", minimum=0, maximum=0.9999)
     beta1: float = knob(0.9, "decay of AdamW's first moment", minimum=0, maximum=0.9999)

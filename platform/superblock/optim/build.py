@@ -30,16 +30,17 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = True
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Sets every group to `factor` times its peak; returns the highest rate of an AdamW group, or of Muon if there is none."""
+    """Sets every group to `factor` times its peak; returns the rate of the matrices, or of the first group without them."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-    rates = [(not group.get("muon", False), group["lr"]) for group in optimizer.param_groups]
-    return max(rates)[1]
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    return groups.get("matrices", optimizer.param_groups[0])["lr"]
 
 
 def _group(kind: Kind, parameters: list[nn.Parameter], config: OptimConfig, muon: bool) -> dict[str, Any]:
     by_muon = muon and kind == "matrices"
-    rate = config.muon_learning_rate if by_muon else config.learning_rate
+    multiple = {"matrices": 1.0, "tables": config.table_rate, "vectors": config.vector_rate}[kind]
+    rate = config.muon_learning_rate if by_muon else config.learning_rate * multiple
     group: dict[str, Any] = {"params": parameters, "name": kind, "peak_lr": rate, "lr": rate}
     group["weight_decay"] = 0.0 if kind == "vectors" else config.weight_decay
     if by_muon:
