@@ -33,33 +33,52 @@ INLINE void fetch(const float* rows, int64_t floats) {
   for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(rows + i);
 }
 
-// scores[h, i] = scale * q_h . key_i for up to four keys.
-static void score(const Sizes& s, const float* q, const float* keys, int64_t count, float scale, float* scores) {
-  const int64_t K = s.head_width, R = s.query_heads / s.kv_heads, stride = s.kv_heads * K;
+// scores[h, i] = q_h . key_i for up to four keys and H query heads that share a kv head, whose first key is at `keys`.
+template <int H>
+static void score(const float* q, const float* keys, int64_t width, int64_t stride, int64_t count, float* scores) {
   const float* row[4];
   for (int j = 0; j < 4; j++) row[j] = keys + std::min<int64_t>(j, count - 1) * stride;
-  for (int64_t h = 0; h < s.query_heads; h++) {
-    V total[4] = {};
-    for (int64_t k = 0; k < K; k += W) {
-      V value = load(q + h * K + k) * scale;
+  V total[H][4] = {};
+  for (int64_t k = 0; k < width; k += W) {
+    V key[4];
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) total[j] += load(row[j] + h / R * K + k) * value;
+    for (int j = 0; j < 4; j++) key[j] = load(row[j] + k);
+#pragma GCC unroll 2
+    for (int h = 0; h < H; h++) {
+      V value = load(q + h * width + k);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) total[h][j] += key[j] * value;
     }
-    sums(total[0], total[1], total[2], total[3], scores + h * CHUNK);
   }
+#pragma GCC unroll 2
+  for (int h = 0; h < H; h++) sums(total[h][0], total[h][1], total[h][2], total[h][3], scores + h * CHUNK);
 }
 
-// o += sum_i p_i value_i, NV vectors wide.
-template <int NV>
-INLINE void gather(const float* p, const float* values, int64_t stride, int64_t count, float* o) {
-  V total[NV];
+// o_h += sum_i p_hi value_i, NV vectors wide, for H heads; the outputs are `next` floats apart.
+template <int H, int NV>
+INLINE void gather(const float* p, const float* values, int64_t stride, int64_t count, float* o, int64_t next) {
+  V total[H][NV];
+#pragma GCC unroll 2
+  for (int h = 0; h < H; h++)
 #pragma GCC unroll 4
-  for (int j = 0; j < NV; j++) total[j] = load(o + j * W);
+    for (int j = 0; j < NV; j++) total[h][j] = load(o + h * next + j * W);
   for (int64_t i = 0; i < count; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) total[j] += load(values + i * stride + j * W) * p[i];
+    for (int j = 0; j < NV; j++) {
+      V value = load(values + i * stride + j * W);
+#pragma GCC unroll 2
+      for (int h = 0; h < H; h++) total[h][j] += value * p[h * CHUNK + i];
+    }
+#pragma GCC unroll 2
+  for (int h = 0; h < H; h++)
 #pragma GCC unroll 4
-  for (int j = 0; j < NV; j++) store(o + j * W, total[j]);
+    for (int j = 0; j < NV; j++) store(o + h * next + j * W, total[h][j]);
+}
+template <int H>
+static void gather_heads(const float* p, const float* values, int64_t width, int64_t stride, int64_t count, float* o) {
+  int64_t k = 0;
+  for (; k + 4 * W <= width; k += 4 * W) gather<H, 4>(p, values + k, stride, count, o + k, width + GROUP);
+  for (; k < width; k += W) gather<H, 1>(p, values + k, stride, count, o + k, width + GROUP);
 }
 
 // Floats of one piece's result: for each query head its maximum, its sum (padded to a group), and the sum of values.
@@ -87,9 +106,14 @@ static void softmax(const Sizes& s, int64_t count, float* scores, float* piece) 
 static void attend_piece(const Sizes& s, const Layer& layer, const State& state, const Span& span, const float* projected,
                          const float* turn, int64_t b, int64_t c, float* local, float* piece) {
   const int64_t Q = s.query_heads, G = s.kv_heads, K = s.head_width, R = Q / G, stride = G * K;
+  const int64_t pair = R % 2 ? 1 : 2;  // query heads that read a row together
+  const float scale = 1.0f / std::sqrt((float)K);
   float *keys = state.keys + b * state.stride, *values = state.values + b * state.stride;
   float *q = local, *scores = q + Q * K;
-  for (int64_t h = 0; h < Q; h++) position(projected + h * K, layer.query_norm, s, turn, q + h * K);
+  for (int64_t h = 0; h < Q; h++) {
+    position(projected + h * K, layer.query_norm, s, turn, q + h * K);
+    for (int64_t k = 0; k < K; k += W) store(q + h * K + k, load(q + h * K + k) * scale);
+  }
   int64_t chunk = span.first_chunk + c;
   int64_t begin = std::max(chunk * CHUNK, span.first_key), end = std::min((chunk + 1) * CHUNK, span.end);
   if (end == span.end) {  // the piece with the token itself
@@ -98,21 +122,29 @@ static void attend_piece(const Sizes& s, const Layer& layer, const State& state,
     memcpy(values + state.length * stride, projected + (Q + G) * K, stride * 4);
   }
   const int64_t count = end - begin;
-  const float scale = 1.0f / std::sqrt((float)K);
   keys += begin * stride, values += begin * stride;
   for (int64_t i = 0; i < count; i += 4) {
     fetch(keys + (i + 8) * stride, 4 * stride);
-    score(s, q, keys + i * stride, std::min<int64_t>(4, count - i), scale, scores + i);
+    const int64_t block = std::min<int64_t>(4, count - i);
+    for (int64_t h = 0; h < Q; h += pair) {
+      const float* rows = keys + i * stride + h / R * K;
+      if (pair == 2)
+        score<2>(q + h * K, rows, K, stride, block, scores + h * CHUNK + i);
+      else
+        score<1>(q + h * K, rows, K, stride, block, scores + h * CHUNK + i);
+    }
   }
   softmax(s, count, scores, piece);
   for (int64_t i = 0; i < count; i += BLOCK) {
     fetch(values + (i + BLOCK) * stride, BLOCK * stride);
-    for (int64_t h = 0; h < Q; h++) {
+    const int64_t block = std::min(BLOCK, count - i);
+    for (int64_t h = 0; h < Q; h += pair) {
       const float *p = scores + h * CHUNK + i, *rows = values + i * stride + h / R * K;
       float* o = piece + h * (K + GROUP) + GROUP;
-      int64_t k = 0, block = std::min(BLOCK, count - i);
-      for (; k + 4 * W <= K; k += 4 * W) gather<4>(p, rows + k, stride, block, o + k);
-      for (; k < K; k += W) gather<1>(p, rows + k, stride, block, o + k);
+      if (pair == 2)
+        gather_heads<2>(p, rows, K, stride, block, o);
+      else
+        gather_heads<1>(p, rows, K, stride, block, o);
     }
   }
 }

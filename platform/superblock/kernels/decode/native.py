@@ -6,6 +6,7 @@ Legend: B sequences, D width, N vocabulary, L layers, E experts; see `weights`.
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,20 +176,23 @@ def _self_check() -> None:
         blank = Experts(*[torch.empty(0)] * 8)
         return Experts(*map(draw, blank.shapes(sizes)))
 
+    def double(part: Any) -> Any:
+        return type(part)(*(value.double() if isinstance(value, Tensor) else value for value in part))
+
     mixers = [kind(*[torch.empty(0)] * len(kind._fields)) for kind in (Delta, Attention)]
     layers = [(type(mixer)(*map(draw, mixer.shapes(sizes))), mixture()) for mixer in mixers]
     norm_D, table_ND = draw((32,)), draw((64, 32))
     keys, values = torch.zeros(2, 2, 3, 2, 32).unbind()
     exact_keys, exact_values = torch.zeros(2, 2, 3, 2, 32, dtype=torch.float64).unbind()
     state = DeltaState(torch.zeros(2, 3, sizes.channels), torch.zeros(2, 2, 16, 32))
-    exact_state = DeltaState(*(t.double() for t in state))
-    exact_layers = [tuple(type(part)(*(t.double() for t in part)) for part in layer) for layer in layers]
+    exact_state = double(state)
+    exact_layers = [(double(mixer), double(experts)) for mixer, experts in layers]
     decoder = Decoder(sizes, layers, norm_D, table_ND, theta)
     for position in range(3):
         x_BD = draw((2, 32))
+        exact_states = [exact_state, KeyValues(exact_keys, exact_values, position)]
         exact, [exact_state], exact_counts = reference.step(
-            *(sizes, exact_layers, norm_D.double(), table_ND.double(), theta, x_BD.double()),  # type: ignore[arg-type]
-            *([exact_state, KeyValues(exact_keys, exact_values, position)], position),
+            sizes, exact_layers, norm_D.double(), table_ND.double(), theta, x_BD.double(), exact_states, position
         )
         logits, [state], counts = decoder.step(x_BD, [state, KeyValues(keys, values, position)], position)
         for name, ours, true in (
