@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from superblock.config.fields import ConfigError
 from superblock.config.trainer import TrainerConfig
+from superblock.kernels.native.collection import prepare
 from superblock.kernels.packing import PackInfo
 from superblock.models.language_model import SuperblockModel, build_model
 from superblock.training.layers import prepare_layers
@@ -103,6 +104,7 @@ def compile_and_compare(mode: str) -> dict[str, Any]:
     """Trains a compiled model beside a plain one; returns what the compiler counted."""
     from torch._dynamo.utils import counters
 
+    prepare()  # as a run does at its start: a library that is built inside a compiled region would be traced
     torch.compiler.reset()
     counters.clear()
     expected = small_model(**PLAIN)

@@ -151,6 +151,7 @@ def test_divergence_stops_the_run_and_names_the_step(
     [
         "optim=muon", "schedule=cosine", "schedule=linear", "schedule=polynomial", "schedule=constant", "trainer.precision=bf16",
         "model.wiring=literal", "model.pattern=[gqa]", "model.pattern=[gdn,gdn,gdn,gqa]", "model.mtp.last=block", "model.mtp.enabled=false",
+        "trainer.activation_checkpointing=selective", "trainer.activation_checkpointing=full",
         "model.tie_embeddings=true", "model.moe.score=softmax", "model.gqa.window=8", "stage=mvp2", "stage=mvp3", "stage=mvp4",
     ],
 )  # fmt: skip
