@@ -40,7 +40,7 @@ struct BackwardScratch {
   }
 
   void pack(const Weights& w, int64_t D) {
-    pack_rows(w.down, nullptr, D, D, w.F, down, D);
+    for (int64_t d = 0; d < D; d += BLOCK) pack_rows(w.down.from(d), nullptr, BLOCK, BLOCK, w.F, down + d * STRIP, D);
     for (int64_t f = 0; f < w.F; f += STRIP) {
       pack_rows(w.gate_up.from(f), nullptr, STRIP, STRIP, D, gate_up + 2 * f * STRIP, 2 * w.F);
       pack_rows(w.gate_up.from(w.F + f), nullptr, STRIP, STRIP, D, gate_up + (2 * f + STRIP) * STRIP, 2 * w.F);
@@ -52,17 +52,18 @@ struct BackwardScratch {
 // of a row's weight. What the weights' gradients need goes into the strips from row `at` on.
 template <class T, class Emit, class Weigh>
 static void row_gradients(const BackwardScratch<T>& s, int64_t rows, int64_t at, int64_t D, int64_t F, const T* hidden,
-                          const float* weight, const Emit& emit, const Weigh& dweight) {
+                          const float* weight, const Ahead (&ahead)[3], const Emit& emit, const Weigh& dweight) {
   constexpr int GROUP = BackwardScratch<T>::GROUP;
   V along[BLOCK] = {};
   for (int64_t f = 0; f < F; f += BLOCK) {
+    for (const Ahead& next : ahead) next.fetch(f / BLOCK, F / BLOCK);
     product(s.dy, D, pad(rows), s.down + f * D, s.down + (f + STRIP) * D, D, s.tile);
     for (int64_t h = f; h < f + BLOCK; h += STRIP)
       for (int c = 0; c < STRIP; c += W)
         for (int64_t i = 0; i < pad(rows); i += 2) {
           V act[2] = {}, dgate[2] = {}, dup[2] = {};
           for (int64_t z = 0; z < 2 && i + z < rows; z++) {
-            const T* kept = hidden + (i + z) * 2 * F + 2 * h + c;
+            const T* kept = hidden + kept_at(i + z, rows, h) + c;
             V gate = load(kept), up = load(kept + STRIP), dact = load(s.tile + (i + z) * BLOCK + h - f + c);
             V open = sigmoid<T>(gate), silu = gate * open;
             act[z] = silu * up;
@@ -151,6 +152,7 @@ static void backward(const Problem& p, const Rows& dy, const T* hidden, const T*
     FlushSubnormals flush;
     tiles::Session session;
     BackwardScratch<T> s(D, wide);
+    Rows kept_dy{s.dy, D, sizeof(T) == 2};
     int64_t first = q * pieces / threads, last = (q + 1) * pieces / threads, expert = -1, height = 0;
     Sums sums{};
     float weight[BLOCK];
@@ -165,13 +167,17 @@ static void backward(const Problem& p, const Rows& dy, const T* hidden, const T*
       const int32_t *token = plan.token.data() + piece.begin, *choice = plan.choice.data() + piece.begin;
       for (int64_t i = 0; i < piece.rows; i++) weight[i] = p.weight[choice[i]];
       gather(dy, token, piece.rows, D, s.dy);
+      const Piece& next = plan.pieces[std::min(z + 1, last - 1)];
+      Ahead ahead[3] = {{dy, plan.token.data() + next.begin, next.rows, D},
+                        {p.x, token, piece.rows, D},
+                        {{(void*)(hidden + next.begin * 2 * p.F), 2 * p.F, sizeof(T) == 2}, nullptr, next.rows, 2 * p.F}};
       T* part = parts + piece.begin * D;
       row_gradients(
-          s, piece.rows, height, D, p.F, hidden + piece.begin * 2 * p.F, weight,
+          s, piece.rows, height, D, p.F, hidden + piece.begin * 2 * p.F, weight, ahead,
           [&](int64_t i, int64_t d, V dx) { store(part + i * D + d, dx); },
           [&](int64_t i, float dweight) { g.weight[choice[i]] = dweight; });
       if (!g.gate_up) continue;
-      pack_rows(dy, token, piece.rows, pad(piece.rows), D, s.dy_strips + height * STRIP, GROUP);
+      pack_rows(kept_dy, nullptr, piece.rows, pad(piece.rows), D, s.dy_strips + height * STRIP, GROUP);
       pack_rows(p.x, token, piece.rows, pad(piece.rows), D, s.x_strips + height * STRIP, GROUP);
       height += pad(piece.rows);
       if (height + BLOCK > GROUP || z + 1 == last || plan.pieces[z + 1].expert != expert) {
@@ -194,6 +200,7 @@ static void backward(const Problem& p, const Rows& dy, const T* hidden, const T*
     FlushSubnormals flush;
     tiles::Session session;
     BackwardScratch<T> s(D, wide);
+    Rows kept_dy{s.dy, D, sizeof(T) == 2};
     int64_t first = q * blocks / threads, last = (q + 1) * blocks / threads, height = 0;
     bool learns = F && g.shared_gate_up && first < last;
     Sums sums{g.shared_gate_up, g.shared_down, false};
@@ -204,9 +211,10 @@ static void backward(const Problem& p, const Rows& dy, const T* hidden, const T*
       if (F) {
         float weight[BLOCK];
         for (int64_t i = 0; i < rows; i++) weight[i] = p.shared_weight ? p.shared_weight[n0 + i] : 1.0f;
+        Ahead ahead[3] = {};  // the next tokens are neighbours in memory
         gather(dy.from(n0), nullptr, rows, D, s.dy);
         row_gradients(
-            s, rows, height, D, F, shared_hidden + n0 * 2 * F, weight,
+            s, rows, height, D, F, shared_hidden + n0 * 2 * F, weight, ahead,
             [&](int64_t i, int64_t d, V dx) { store(s.dx + i * D + d, dx); },
             [&](int64_t i, float dweight) {
               if (g.shared_weight) g.shared_weight[n0 + i] = dweight;
@@ -221,7 +229,7 @@ static void backward(const Problem& p, const Rows& dy, const T* hidden, const T*
         }
       }
       if (!learns) continue;
-      pack_rows(dy.from(n0), nullptr, rows, pad(rows), D, s.dy_strips + height * STRIP, GROUP);
+      pack_rows(kept_dy, nullptr, rows, pad(rows), D, s.dy_strips + height * STRIP, GROUP);
       pack_rows(p.x.from(n0), nullptr, rows, pad(rows), D, s.x_strips + height * STRIP, GROUP);
       height += pad(rows);
       if (height + BLOCK > GROUP || b + 1 == last) {

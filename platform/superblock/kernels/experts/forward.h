@@ -1,5 +1,5 @@
 // y_n = sum_j weight_nj expert_{index_nj}(x_n) + shared(x_n), expert(x) = down (silu(gate x) * up x).
-// A hidden row of an expert is kept as 16 of the gate, 16 of up, the next 16 of the gate, ...
+// Hidden rows of an expert hold 16 of the gate, 16 of up, the next 16 of the gate, ...
 #pragma once
 #include "plan.h"
 
@@ -28,18 +28,28 @@ struct ForwardScratch {
   }
 };
 
+template <class T, class S>
+static void gather_from(const S* data, int64_t stride, const int32_t* which, int64_t rows, int64_t D, T* to) {
+  for (int64_t i = 0; i < rows; i++) {
+    const S* row = data + (which ? which[i] : i) * stride;
+    for (int64_t d = 0; d < D; d += W) store(to + i * D + d, load(row + d));
+  }
+}
+
 // Rows of a matrix as the left operand; those from `rows` to the padded count are zero.
 template <class T>
 static void gather(const Rows& from, const int32_t* which, int64_t rows, int64_t D, T* to) {
-  for (int64_t i = 0; i < rows; i++)
-    for (int64_t d = 0; d < D; d += W) store(to + i * D + d, from.get(which ? which[i] : i, d));
+  if (from.half) gather_from(from.halves(), from.stride, which, rows, D, to);
+  else gather_from(from.floats(), from.stride, which, rows, D, to);
   memset(to + rows * D, 0, (pad(rows) - rows) * D * sizeof(T));
 }
 
 // One expert on the rows in s.x. `hidden` [rows, 2 F] is kept for backward unless null. emit(i, d, out) gets W elements.
 template <class T, class Emit>
-static void run_expert(const ForwardScratch<T>& s, int64_t rows, int64_t D, int64_t F, T* hidden, const Emit& emit) {
+static void run_expert(const ForwardScratch<T>& s, int64_t rows, int64_t D, int64_t F, T* hidden, const Ahead& ahead,
+                       const Emit& emit) {
   for (int64_t f = 0; f < F; f += STRIP) {
+    ahead.fetch(f / STRIP, F / STRIP);
     const T* gate = s.gate_up + 2 * f * D;
     product(s.x, D, pad(rows), gate, gate + STRIP * D, D, s.tile);
     for (int64_t i = 0; i < pad(rows); i++)
@@ -47,8 +57,8 @@ static void run_expert(const ForwardScratch<T>& s, int64_t rows, int64_t D, int6
         V g = load(s.tile + i * BLOCK + c), up = load(s.tile + i * BLOCK + STRIP + c);
         store(s.act + i * F + f + c, g * sigmoid<T>(g) * up);
         if (hidden && i < rows) {
-          store(hidden + i * 2 * F + 2 * f + c, g);
-          store(hidden + i * 2 * F + 2 * f + STRIP + c, up);
+          store(hidden + kept_at(i, rows, f) + c, g);
+          store(hidden + kept_at(i, rows, f) + STRIP + c, up);
         }
       }
   }
@@ -76,9 +86,11 @@ static void forward(const Problem& p, const Rows& y, T* hidden, T* shared_hidden
       const Piece& piece = plan.pieces[z];
       if (piece.expert != packed) s.pack(p.expert(packed = piece.expert), D);
       gather(p.x, plan.token.data() + piece.begin, piece.rows, D, s.x);
+      const Piece& next = plan.pieces[std::min(z + 1, pieces - 1)];
+      Ahead ahead{p.x, plan.token.data() + next.begin, next.rows, D};
       const int32_t* choice = plan.choice.data() + piece.begin;
       T* part = parts + piece.begin * D;
-      run_expert(s, piece.rows, D, p.F, hidden ? hidden + piece.begin * 2 * p.F : nullptr,
+      run_expert(s, piece.rows, D, p.F, hidden ? hidden + piece.begin * 2 * p.F : nullptr, ahead,
                  [&](int64_t i, int64_t d, V out) { store(part + i * D + d, out * p.weight[choice[i]]); });
     }
   }
@@ -95,6 +107,7 @@ static void forward(const Problem& p, const Rows& y, T* hidden, T* shared_hidden
       if (F) {
         gather(p.x.from(n0), nullptr, rows, D, s.x);
         run_expert(s, rows, D, F, shared_hidden ? shared_hidden + n0 * 2 * F : nullptr,
+                   Ahead{p.x.from(n0), nullptr, 0, D},
                    [&](int64_t i, int64_t d, V out) { store(s.out + i * D + d, out); });
       }
       for (int64_t i = 0; i < rows; i++) {

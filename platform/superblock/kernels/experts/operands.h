@@ -27,8 +27,25 @@ struct Rows {
     if (half) store((bf16*)data + at, x);
     else store((float*)data + at, x);
   }
+  const bf16* halves() const { return (const bf16*)data; }
+  const float* floats() const { return (const float*)data; }
   Rows from(int64_t row) const {
     return {half ? (void*)((bf16*)data + row * stride) : (void*)((float*)data + row * stride), stride, half};
+  }
+};
+
+// Rows that are multiplied next, brought into the second cache a few at a time, so that no line waits for a free place.
+struct Ahead {
+  Rows rows;
+  const int32_t* which;
+  int64_t count, columns;
+
+  void fetch(int64_t part, int64_t parts) const {
+    int64_t size = rows.half ? sizeof(bf16) : sizeof(float);
+    for (int64_t i = count * part / parts; i < count * (part + 1) / parts; i++) {
+      const char* row = (const char*)rows.data + (which ? which[i] : i) * rows.stride * size;
+      for (int64_t at = 0; at < columns * size; at += 64) __builtin_prefetch(row + at, 0, 2);
+    }
   }
 };
 
@@ -46,18 +63,27 @@ INLINE void put_two(bf16* strip, int64_t row, int, V first, V second) {
 }
 #endif
 
-// `count` rows of `columns` elements, taken from `rows` in the order `which` (null: as they are), into strips of which
-// each is `height` rows high; the rows from `count` to `padded` (even) become zero.
+template <class T, class S>
+static void pack_rows_of(const S* data, int64_t stride, const int32_t* which, int64_t count, int64_t padded,
+                         int64_t columns, T* strips, int64_t height) {
+  const S* row[BLOCK];
+  for (int64_t i = 0; i < count; i++) row[i] = data + (which ? which[i] : i) * stride;
+  for (int64_t n = 0; n < columns; n += STRIP)
+    for (int c = 0; c < STRIP; c += W) {
+      T* strip = strips + n * height;
+      int64_t i = 0;
+      for (; i + 2 <= count; i += 2) put_two(strip, i, c, load(row[i] + n + c), load(row[i + 1] + n + c));
+      for (; i < padded; i += 2) put_two(strip, i, c, i < count ? load(row[i] + n + c) : V{}, V{});
+    }
+}
+
+// `count` <= 32 rows of `columns` elements, taken from `rows` in the order `which` (null: as they are), into strips that
+// are `height` rows high; the rows from `count` to `padded` (even) become zero.
 template <class T>
 static void pack_rows(const Rows& rows, const int32_t* which, int64_t count, int64_t padded, int64_t columns, T* strips,
                       int64_t height) {
-  for (int64_t n = 0; n < columns; n += STRIP)
-    for (int c = 0; c < STRIP; c += W)
-      for (int64_t i = 0; i < padded; i += 2) {
-        V first = i < count ? rows.get(which ? which[i] : i, n + c) : V{};
-        V second = i + 1 < count ? rows.get(which ? which[i + 1] : i + 1, n + c) : V{};
-        put_two(strips + n * height, i, c, first, second);
-      }
+  if (rows.half) pack_rows_of(rows.halves(), rows.stride, which, count, padded, columns, strips, height);
+  else pack_rows_of(rows.floats(), rows.stride, which, count, padded, columns, strips, height);
 }
 
 // 16 rows of K elements as one strip of their transpose.

@@ -61,6 +61,9 @@ struct Carver {
   }
 };
 
+// Where 32 hidden elements of row i, gate and up of 16 columns from f on, are kept for backward: by columns, then rows.
+INLINE int64_t kept_at(int64_t i, int64_t rows, int64_t f) { return (f / STRIP * rows + i) * 2 * STRIP; }
+
 // What 16-bit results need of a sigmoid costs half of the exact one.
 template <class T>
 INLINE V sigmoid(V x) {
