@@ -1,12 +1,13 @@
 """Which cases there are, what they cost, and what is said of a name that matches none."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from importlib import import_module
 
 import pytest
 
-from superblock.benchmarks.command import settings_of
 from superblock.benchmarks.speed.cases import all_cases, estimate, flops, model_config, quickened, select
-from superblock.config.benchmark import BenchmarkConfig, SpeedConfig, benchmark_fingerprint
+from superblock.benchmarks.speed.command import settings_of
+from superblock.config.benchmark import BenchmarkConfig, SpeedConfig, SuiteConfig, benchmark_fingerprint
 from superblock.config.fields import ConfigError, validate
 from superblock.models.formulas import count
 
@@ -29,6 +30,11 @@ def test_the_default_suite_has_what_is_promised() -> None:
     assert {"part/moe", "part/attention", "part/cross-entropy", "part/optimizer"} <= set(found)
     assert {"around/loader", "around/step"} <= set(found)
     assert not any(set("=,") & set(name) for name in found)
+
+
+def test_every_suite_has_a_command_of_its_own() -> None:
+    for name in next(f for f in fields(SuiteConfig) if f.name == "name").metadata["limits"].choices:
+        assert callable(import_module(f"superblock.benchmarks.{name}.command").run)
 
 
 def test_memory_is_measured_where_the_depth_grows() -> None:

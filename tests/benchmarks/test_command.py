@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from superblock.benchmarks import command
 from superblock.benchmarks.records import COMPLETE, PARTIAL, Record
+from superblock.benchmarks.speed import command
 from superblock.tracking.runs import list_runs
 from superblock.tracking.spool import last_values, metric_history
 

@@ -83,7 +83,7 @@ def test_a_long_case_ends_after_three_rounds_and_repeats_nothing() -> None:
     machine = Machine()
     timings = machine.measure({"a": machine.work("a", 30.0)}, Settings(repeats=7, case_seconds=60.0))
     assert len(timings["a"].seconds) == LEAST_ROUNDS
-    machine = Machine(lambda now: 0.9 if now > 40 else 0.0)
+    machine = Machine(lambda now: 0.9 if now > 50 else 0.0)
     timings = machine.measure({"a": machine.work("a", 30.0)}, Settings(repeats=7, case_seconds=60.0))
     assert timings["a"].disturbed == 0 and timings["a"].kept_disturbed == 2
 

@@ -72,9 +72,9 @@ def measure(
     Returns:
         Timings by name, all with the same number of samples, at least `LEAST_ROUNDS` (or `repeats`, if less).
     """
-    began = clock()
-    late = lambda: clock() - began > settings.case_seconds  # noqa: E731
     timings = {name: Timing(calls=_warm_up(call, settings, clock)) for name, call in calls.items()}
+    began = clock()  # torch.compile compiles in the warm-up
+    late = lambda: clock() - began > settings.case_seconds  # noqa: E731
     left = math.ceil(settings.redo * settings.repeats * len(calls))
 
     def sample(name: str) -> None:

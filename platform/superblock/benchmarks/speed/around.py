@@ -32,13 +32,13 @@ VOCABULARY = 512
 
 
 def loader(config: BenchmarkConfig, case: Case) -> Work:
-    """`around/loader`: batches of packed documents from a memory-mapped file of ten million tokens."""
+    """`around/loader`: batches of packed documents from a memory-mapped file of two million tokens."""
     return Work((Variant("loader", lambda: _loader(config, case)),))
 
 
 def _loader(config: BenchmarkConfig, case: Case) -> Call:
     folder = tempfile.TemporaryDirectory(prefix="superblock-")
-    tokens = np.random.default_rng(config.seed).integers(1, config.scale.vocab_size, 10_000_000)
+    tokens = np.random.default_rng(config.seed).integers(1, config.scale.vocab_size, 2_000_000)
     tokens[::700] = 0
     tokens.astype(np.uint32).tofile(Path(folder.name) / "train.bin")
     meta = {"num_tokens": len(tokens), "num_bytes": 3 * len(tokens), "documents": 1, "dtype": "uint32",

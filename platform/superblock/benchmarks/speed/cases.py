@@ -177,9 +177,8 @@ def estimate(case: Case, config: BenchmarkConfig, limits: Mapping[str, float], p
     rate = SHARE * sum(limits.values()) / len(limits)
     calls = case.tokens if case.kind == "decode" else 1
     one = (flops(case, config.scale) or 0.0) / rate + OVERHEAD.get(case.kind, 1e-3) * case.superblocks * calls
-    rounds = settings.repeats + settings.warm_up
-    timed = min(settings.case_seconds, rounds * sides * max(one, settings.sample_seconds))
-    return 1.0 + timed + (sides * (CHILD_SECONDS + 2 * one) if case.memory else 0.0)
+    timed = min(settings.case_seconds, settings.repeats * sides * max(one, settings.sample_seconds))
+    return 1.0 + sides * settings.warm_up * one + timed + (sides * (CHILD_SECONDS + 2 * one) if case.memory else 0.0)
 
 
 def _train(superblocks: int, batch: int, tokens: int, *, memory: bool = False) -> Case:
