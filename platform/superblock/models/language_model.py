@@ -132,7 +132,7 @@ class SuperblockModel(nn.Module):
 
     def _logits(self, ids_BT: Tensor, pack: PackInfo, cache: Cache | None, last_only: bool) -> ModelOutput:
         x_BTD, _, output = self._trunk(ids_BT, pack, cache)
-        h_BTD = self.norm(x_BTD[:, -1:] if last_only else x_BTD)
+        h_BTD = self.norm.for_products(x_BTD[:, -1:] if last_only else x_BTD)
         output.losses.clear()
         output.logits_BTV = F.linear(h_BTD, self.output_weight).to(accumulation_dtype(h_BTD))
         return output
@@ -142,7 +142,9 @@ class SuperblockModel(nn.Module):
     ) -> ModelOutput:
         terms = targets.trained_terms(self.config, supervision)
         x_BTD, tapped, output = self._trunk(ids_BT, pack, taps={term.superblock for term in terms})
-        total = self._cross_entropy(self.norm(x_BTD), labels_BT, self.output_weight, self.config.final_z_loss)
+        total = self._cross_entropy(
+            self.norm.for_products(x_BTD), labels_BT, self.output_weight, self.config.final_z_loss
+        )
         output.losses["next_token"] = LossTerm(total, targets.count(labels_BT))
         if supervision is None or not terms:
             return output
@@ -163,7 +165,7 @@ class SuperblockModel(nn.Module):
         terms = targets.scored_terms(self.config)
         x_BTD, tapped, output = self._trunk(ids_BT, pack, taps={term.superblock for term in terms})
         output.losses.clear()
-        output.scores["next_token"] = self._token_scores(self.norm(x_BTD), labels_BT)
+        output.scores["next_token"] = self._token_scores(self.norm.for_products(x_BTD), labels_BT)
         labels = targets.head_labels(labels_BT, pack, terms)
         for term, h_BTD in self._heads(ids_BT, pack, tapped, terms, slice(None)):
             output.scores[term.name] = self._token_scores(h_BTD, labels[term.depth])

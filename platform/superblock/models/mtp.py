@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from superblock.config.model import ModelConfig
 from superblock.kernels.packing import PackInfo
+from superblock.kernels.swiglu import swiglu
 from superblock.models.attention import GroupedQueryAttention
 from superblock.models.norm import RMSNorm
 
@@ -60,7 +61,7 @@ class MLPDepth(nn.Module):
 
     def forward(self, h_BTD: Tensor, e_BTD: Tensor, pack: PackInfo) -> Tensor:
         """The next depth's hidden state [B, T, D]."""
-        merged = torch.cat([self.embedding_norm(e_BTD), self.hidden_norm(h_BTD)], dim=-1)
+        merged = torch.cat([self.embedding_norm.for_products(e_BTD), self.hidden_norm.for_products(h_BTD)], dim=-1)
         return h_BTD + self.w2(F.silu(self.w1(merged)))
 
 
@@ -81,8 +82,7 @@ class BlockDepth(nn.Module):
 
     def forward(self, h_BTD: Tensor, e_BTD: Tensor, pack: PackInfo) -> Tensor:
         """The next depth's hidden state [B, T, D]; its residual stream has the dtype of `h_BTD`."""
-        merged = torch.cat([self.embedding_norm(e_BTD), self.hidden_norm(h_BTD)], dim=-1)
+        merged = torch.cat([self.embedding_norm.for_products(e_BTD), self.hidden_norm.for_products(h_BTD)], dim=-1)
         x_BTD = self.merge(merged).to(h_BTD.dtype)
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), pack)
-        gate, up = self.gate_up(self.mlp_norm(x_BTD)).chunk(2, dim=-1)
-        return self.norm(x_BTD + self.down(F.silu(gate) * up))
+        x_BTD = x_BTD + self.attention(self.attention_norm.for_products(x_BTD), pack)
+        return self.norm(x_BTD + self.down(swiglu(self.gate_up(self.mlp_norm.for_products(x_BTD)))))
