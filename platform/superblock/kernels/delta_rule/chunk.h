@@ -117,6 +117,16 @@ INLINE float unit(const X* x, int K, float length, float* out) {
   return factor;
 }
 
+// `C` rows `step` apart to `length`, zeros behind the first `count`, and their factors.
+template <class X>
+static void unit_rows(const X* x, int64_t step, int count, int C, int K, float length, float* out, int ld, float* factor) {
+  for (int i = 0; i < count; i++) factor[i] = unit(x + i * step, K, length, out + i * ld);
+  for (int i = count; i < C; i++) {
+    memset(out + i * ld, 0, sizeof(float) * K);
+    factor[i] = 0;
+  }
+}
+
 // Asks for a row that another chunk reads or writes. Rows lie a token apart, which the processor does not foresee by itself:
 // without this a fifth of the time passes in waiting for them.
 template <class X>
@@ -166,21 +176,18 @@ struct Chunk {
   template <class X>
   void prepare(const Head<X>& head, int64_t first) {
     length = (int)std::min<int64_t>(C, head.tokens - first);
-    const float scale = 1.0f / std::sqrt((float)K);
-    for (int i = 0; i < C; i++) {
-      float *k = KQ + i * ldk, *q = KQ + (C + i) * ldk;
-      if (i < length) {
-        factor[i] = unit(head.k + (first + i) * head.k_step, K, 1.0f, k);
-        factor[C + i] = unit(head.q + (first + i) * head.q_step, K, scale, q);
-      } else {
-        memset(k, 0, sizeof(float) * K), memset(q, 0, sizeof(float) * K);
-        factor[i] = factor[C + i] = 0;
-      }
-    }
+    unit_rows(head.k + first * head.k_step, head.k_step, length, C, K, 1.0f, KQ, ldk, factor);
+    unit_rows(head.q + first * head.q_step, head.q_step, length, C, K, 1.0f / std::sqrt((float)K), KQ + C * ldk, ldk,
+              factor + C);
     decays(head, first);
     transpose_any(C, K, KQ, ldk, KQ_t, ldc);
     multiply<false, false, OUT_LOWER>(C, C, K, KQ, ldk, KQ_t, ldc, nullptr, 0, 0, KK, ldc);
     multiply<false, false, OUT_LOWER>(C, C, K, KQ + C * ldk, ldk, KQ_t, ldc, nullptr, 0, 0, P, ldc);
+    mask(C, ldc, high, low, document, KK, P, D);
+  }
+
+  // Arguments instead of members, here and below: a store of a vector may change any member, for all the compiler knows.
+  static void mask(int C, int ldc, const float* high, const float* low, const float* document, float* KK, float* P, float* D) {
     for (int i = 0; i < C; i++) {
       V row = splat((float)i), high_i = splat(high[i]), low_i = splat(low[i]), document_i = splat(document[i]);
       for (int j = 0; j <= i; j += W) {  // nobody reads the vectors above the diagonal
@@ -198,22 +205,26 @@ struct Chunk {
   // The running sum of the log decays is kept as high + low: differences of large sums keep their digits.
   template <class X>
   void decays(const Head<X>& head, int64_t first) {
+    const int C = this->C, count = length;
+    const int64_t step = head.gate_step;
+    const float *g = head.g + first * step, *strength = head.beta + first * step;
+    const int32_t* ids = head.documents ? head.documents + first : nullptr;
+    float *high = this->high, *low = this->low, *document = this->document, *beta = this->beta, *e = this->e, *r = this->r;
     double total = 0;
     float changes = 0;
-    const int32_t* ids = head.documents;
     for (int i = 0; i < C; i++) {
-      int64_t t = first + i;
-      if (i < length) {
-        total += head.g[t * head.gate_step];
-        if (ids && t > 0 && ids[t] != ids[t - 1]) changes += 1;
+      if (i < count) {
+        total += g[i * step];
+        if (ids && first + i > 0 && ids[i] != ids[i - 1]) changes += 1;
       }
-      beta[i] = i < length ? head.beta[t * head.gate_step] : 0.0f;
+      beta[i] = i < count ? strength[i * step] : 0.0f;
       high[i] = (float)total, low[i] = (float)(total - high[i]), document[i] = changes;
     }
+    const float last_high = high[C - 1], last_low = low[C - 1];
     for (int i = 0; i < C; i += W) {
       V sum_high = load(high + i), sum_low = load(low + i), ids_i = load(document + i);
       store(e + i, select(ids_i == 0.0f, vexp(sum_high) * (1.0f + sum_low), V{}));
-      store(r + i, select(ids_i == changes, vexp((high[C - 1] - sum_high) + (low[C - 1] - sum_low)), V{}));
+      store(r + i, select(ids_i == changes, vexp((last_high - sum_high) + (last_low - sum_low)), V{}));
     }
     a = e[C - 1];
   }

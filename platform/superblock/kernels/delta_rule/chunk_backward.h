@@ -60,7 +60,10 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
   float *dK_rt = arena.take(K * ldc), *S_t = arena.take(VD * ldk);
   float *dKQ = arena.take(2 * C * ldk), *dK_r = arena.take(C * ldk), *dKK = arena.take(2 * C * ldc), *dP = dKK + C * ldc;
   float *d_log = arena.take(C), *columns = arena.take(C), *d_beta = arena.take(C * W);
-  const int64_t count = (head.tokens + C - 1) / C;
+  // copies, for a store of a vector may change any member, for all the compiler knows
+  const float *e = chunk.e, *r = chunk.r, *beta = chunk.beta, *factor = chunk.factor;
+  const X *q = head.q, *k = head.k;
+  const int64_t q_step = head.q_step, k_step = head.k_step, count = (head.tokens + C - 1) / C;
   bool silent = !d_last;  // nothing has asked anything of the state yet
   if (silent)
     memset(dS, 0, sizeof(float) * K * ldv);
@@ -73,13 +76,17 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
     chunk.prepare(head, first);
     const int length = chunk.length;
     const int64_t before = first - C;
+    const float *Z = residuals + first * VD, *d_out = d_o + first * o_step;
+    Y *dq = out.q + first * out.q_step, *dk = out.k + first * out.q_step;
+    X* dv = out.v + first * out.v_step;
+    const int64_t dq_step = out.q_step, dv_step = out.v_step;
     for (int i = 0; i < C; i++) {
-      if (n > 0) ask(head.k + (before + i) * head.k_step, K), ask(head.q + (before + i) * head.q_step, K);
+      if (n > 0) ask(k + (before + i) * k_step, K), ask(q + (before + i) * q_step, K);
       for (int j = i; j < K; j += C) ask(S + (size_t)j * VD, VD);
-      for (int j = 0; j < K; j += W) store(K_r + i * ldk + j, load(KQ + i * ldk + j) * chunk.r[i]);
+      for (int j = 0; j < K; j += W) store(K_r + i * ldk + j, load(KQ + i * ldk + j) * r[i]);
       for (int j = 0; j < VD; j += W) {
-        store(O + i * ldv + j, i < length ? load(d_o + (first + i) * o_step + j) : V{});
-        store(U + i * ldv + j, i < length ? load(residuals + (first + i) * VD + j) * chunk.beta[i] : V{});
+        store(O + i * ldv + j, i < length ? load(d_out + i * o_step + j) : V{});
+        store(U + i * ldv + j, i < length ? load(Z + i * VD + j) * beta[i] : V{});
       }
     }
     // dU = K_r dS + P^T dO, then the triangular system transposed, which leaves dY = beta (dU - KK^T dY)
@@ -91,11 +98,11 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
     }
     memset(d_beta, 0, sizeof(float) * C * W);
     solve<true>(C, VD, chunk.KK, ldc, Y_O, ldv, [&](int row, int column, V du) {
-      V dy = du * chunk.beta[row];
+      V dy = du * beta[row];
       if (row < length) {
-        store(out.v + (first + row) * out.v_step + column, dy);
+        store(dv + row * dv_step + column, dy);
         float* lanes_of_row = d_beta + row * W;
-        store(lanes_of_row, load(lanes_of_row) + du * load(residuals + (first + row) * VD + column));
+        store(lanes_of_row, load(lanes_of_row) + du * load(Z + row * VD + column));
       }
       return dy;
     });
@@ -104,10 +111,10 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
     multiply<false, false, OUT_LOWER>(C, C, VD, O, ldv, U_t, ldc, nullptr, 0, 0, dP, ldc);
     decay_backward(chunk, dKK, dP, d_log, columns);
     for (int i = 0; i < C; i++) {
-      if (i < length) ask_to_write(out.k + (first + i) * out.q_step, K), ask_to_write(out.q + (first + i) * out.q_step, K);
+      if (i < length) ask_to_write(dk + i * dq_step, K), ask_to_write(dq + i * dq_step, K);
       for (int j = 0; j < VD; j += W) {
-        store(Y_O + i * ldv + j, load(Y_O + i * ldv + j) * -chunk.e[i]);
-        store(O + i * ldv + j, load(O + i * ldv + j) * chunk.e[i]);
+        store(Y_O + i * ldv + j, load(Y_O + i * ldv + j) * -e[i]);
+        store(O + i * ldv + j, load(O + i * ldv + j) * e[i]);
       }
     }
     float d_a = 0;
@@ -128,14 +135,14 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
     float survivors = 0;
     for (int i = 0; i < C; i++) {
       if (n > 0) ask(d_o + (before + i) * o_step, VD), ask(residuals + (before + i) * VD, VD);
-      V through_e{}, through_r{}, r = splat(silent ? 0.0f : chunk.r[i]);
+      V through_e{}, through_r{}, kept = splat(silent ? 0.0f : r[i]);
       for (int j = 0; j < K; j += W) {
-        float *dk = dKQ + i * ldk + j, *dq = dKQ + (C + i) * ldk + j;
-        V k = load(KQ + i * ldk + j), a = empty ? V{} : load(dk), b = empty ? V{} : load(dq);
-        V c = silent ? V{} : load(dK_r + i * ldk + j) * r;
-        through_e += a * k + b * load(KQ + (C + i) * ldk + j), through_r += c * k;
-        store(dk, a + c);
-        if (empty) store(dq, b);
+        float *d_k = dKQ + i * ldk + j, *d_q = dKQ + (C + i) * ldk + j;
+        V key = load(KQ + i * ldk + j), a = empty ? V{} : load(d_k), b = empty ? V{} : load(d_q);
+        V c = silent ? V{} : load(dK_r + i * ldk + j) * kept;
+        through_e += a * key + b * load(KQ + (C + i) * ldk + j), through_r += c * key;
+        store(d_k, a + c);
+        if (empty) store(d_q, b);
       }
       float lost = silent ? 0.0f : sum(through_r);
       survivors += lost;
@@ -150,9 +157,8 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
     for (int i = C - 1; i >= 0; i--) {
       running += d_log[i];
       if (i >= length) continue;
-      unit_backward(dKQ + i * ldk, KQ + i * ldk, K, chunk.factor[i], 1, out.k + (first + i) * out.q_step);
-      unit_backward(dKQ + (C + i) * ldk, KQ + (C + i) * ldk, K, chunk.factor[C + i], (float)K,
-                    out.q + (first + i) * out.q_step);
+      unit_backward(dKQ + i * ldk, KQ + i * ldk, K, factor[i], 1, dk + i * dq_step);
+      unit_backward(dKQ + (C + i) * ldk, KQ + (C + i) * ldk, K, factor[C + i], (float)K, dq + i * dq_step);
       out.g[(first + i) * out.gate_step] = (float)running;
       out.beta[(first + i) * out.gate_step] = sum(load(d_beta + i * W));
     }
