@@ -1,136 +1,28 @@
-// Attention's backward pass. Scores and their gradients are computed again, block by block, transposed as in the forward pass:
-//   P = 2^(scale (S - max) - log)   dP = V dO^T   dS = P (dP - D)   dV += P dO   dK += dS Q   dQ^T += K^T dS   with D = rows of dO . O
-// A task is a (sequence, kv head) and every `splits`-th block of keys. Gradients of keys and values belong to one task; those of
-// queries are one partial sum per split, added in order afterwards. So there is no atomic, and the bits depend only on `splits`.
+// Attention's backward pass. Scores and their gradients are computed again, block by block, transposed as in the
+// forward pass, with D the rows' sums of dO * O:
+//   P = 2^(scale (S - max) - log)   dP = V dO^T   dS = P (dP - D)   dV += P dO   dK += dS Q   dQ^T += K^T dS
+// A task is a (sequence, kv head) and every `splits`-th block of keys. Gradients of keys and values belong to one task;
+// those of queries are one partial sum per split, added in order afterwards. So there is no atomic, and the bits depend
+// only on `splits`.
 #pragma once
-#include "problem.h"
-
-constexpr int KEYS = 64;                          // keys of a block
-constexpr int BLOCKS = 64 / COLUMN_BLOCK;         // blocks of columns whose gradients of keys are summed in one go
-constexpr int GROUP = BLOCKS * COLUMN_BLOCK;      // their columns
-constexpr int64_t SPAN_WORDS = 1 << 16;           // columns times K that are packed at a time: they stay in the second cache
-
-template <class E>
-struct Inputs {
-  Rows<const E> q, k, v, gate;
-  const E *o, *dy;   // contiguous [B, T, H, K]; o is before the gate
-  const float* sums;  // [2, B, G, N], see Outputs
-  Turn query_turn, key_turn;
-};
-
-template <class E>
-struct Gradients {
-  Rows<E> q, k, v, gate;                // gate.data null: no gate
-  float *query_weights, *key_weights;   // [K], null without norms
-};
+#include "operands.h"
 
 // Sums that outlive a task, of all tasks.
 struct Partial {
   float* dq;             // [splits, B * G, tiles, K, COLUMN_BLOCK]
   float *dk, *dv;        // [B * G, keys, K]
-  float *query_weights;  // [B * G * tiles, K]
-  float *key_weights;    // [B * G * splits, K]
+  float* query_weights;  // [B * G * tiles, K]
+  float* key_weights;    // [B * G * splits, K]
   int64_t splits, tiles, keys;
   float* dq_of(const Problem& p, int64_t split, int64_t head, int64_t tile) const {
     return dq + ((split * p.B * p.G + head) * tiles + tile) * p.K * COLUMN_BLOCK;
   }
 };
 
-// The operands of a task.
-template <class Mode>
-struct Operands {
-  typedef typename Mode::Word Word;
-  int64_t span;                              // columns that are packed at a time
-  Word *query_columns, *gradient_columns;    // [span / COLUMN_BLOCK, words, COLUMN_BLOCK]
-  Word *queries, *gradients;                 // contracted over columns [span / PER_WORD, K]
-  float *largest, *logarithm, *along;        // [span]; along is D
-  int32_t *low, *high;                       // [span]
-  Word *keys, *values, *keys_down;           // rows [KEYS, K / PER_WORD], contracted over keys [KEYS / PER_WORD, K]
-  Word *probs, *scores, *scores_down;        // [KEYS, GROUP / PER_WORD] twice, [KEYS / PER_WORD, COLUMN_BLOCK]
-  float* rows;                               // [2, COLUMN_BLOCK, K]
-  Word* natural;                             // [COLUMN_BLOCK, words]
-
-  Operands(const Problem& p, Arena* arena) {
-    int64_t K = p.K, words = padded_words<Mode>(K), u = Mode::PER_WORD;
-    span = std::min<int64_t>(round_up(p.N(), GROUP), std::max<int64_t>(GROUP, SPAN_WORDS / K / GROUP * GROUP));
-    query_columns = arena->take<Word>(span * words), gradient_columns = arena->take<Word>(span * words);
-    queries = arena->take<Word>(span / u * K), gradients = arena->take<Word>(span / u * K);
-    largest = arena->take<float>(span), logarithm = arena->take<float>(span), along = arena->take<float>(span);
-    low = arena->take<int32_t>(span), high = arena->take<int32_t>(span);
-    keys = arena->take<Word>(KEYS * K / u), values = arena->take<Word>(KEYS * K / u), keys_down = arena->take<Word>(KEYS / u * K);
-    probs = arena->take<Word>(KEYS * GROUP / u), scores = arena->take<Word>(KEYS * GROUP / u);
-    scores_down = arena->take<Word>(KEYS * COLUMN_BLOCK);
-    rows = arena->take<float>(2 * COLUMN_BLOCK * K), natural = arena->take<Word>(COLUMN_BLOCK * words);
-  }
-};
-
-// Packs one block of columns and its gradients; writes the gradient of the gate.
-template <class Mode, class E>
-static void pack_columns(const Problem& p, const Inputs<E>& in, const Gradients<E>& to, Operands<Mode>& x, int64_t b, int64_t g,
-                         int64_t column, int64_t index, bool write_gate) {
-  int K = (int)p.K, words = padded_words<Mode>(K);
-  float *q = x.rows, *dO = x.rows + COLUMN_BLOCK * K;
-  visible(p, in.query_turn, b, column, x.low + index, x.high + index);
-  for (int i = 0; i < COLUMN_BLOCK; i++) {
-    float *row = q + i * K, *gradient = dO + i * K;
-    x.largest[index + i] = x.logarithm[index + i] = x.along[index + i] = 0;
-    if (column + i >= p.N()) {
-      memset(row, 0, K * sizeof(float)), memset(gradient, 0, K * sizeof(float));
-      continue;
-    }
-    int64_t t = (column + i) / p.R(), h = g * p.R() + (column + i) % p.R(), at = ((b * p.T + t) * p.H + h) * K;
-    fetch<E>(p, in.q, in.query_turn, b, t, h, row);
-    const E* gates = in.gate.data ? in.gate.at(b, t, h) : nullptr;
-    E* dgates = gates && write_gate ? to.gate.at(b, t, h) : nullptr;
-    V total{};
-    for (int d = 0; d < K; d += W) {
-      V dy = load(in.dy + at + d), o = load(in.o + at + d);
-      if (gates) {
-        V s = vsigmoid(load(gates + d));
-        if (dgates) store(dgates + d, dy * o * s * (1.0f - s));
-        dy *= s;
-      }
-      total += dy * o;
-      store(gradient + d, dy);
-    }
-    x.along[index + i] = sum(total);
-    const float* sums = in.sums + (b * p.G + g) * p.N() + column + i;
-    x.largest[index + i] = sums[0], x.logarithm[index + i] = sums[p.B * p.G * p.N()];
-  }
-  as_columns<Mode>(q, K, x.natural, x.query_columns + index * words);
-  as_columns<Mode>(dO, K, x.natural, x.gradient_columns + index * words);
-  for (int i = 0; i < COLUMN_BLOCK; i += Mode::PER_WORD) {
-    Mode::rows_down(x.queries + (index + i) / Mode::PER_WORD * K, q + i * K, K, K);
-    Mode::rows_down(x.gradients + (index + i) / Mode::PER_WORD * K, dO + i * K, K, K);
-  }
-}
-
-// Packs KEYS keys and values from k0 on; those past the end are zero.
-template <class Mode, class E>
-static void pack_block(const Problem& p, const Inputs<E>& in, Operands<Mode>& x, int64_t b, int64_t g, int64_t k0) {
-  constexpr int U = Mode::PER_WORD;
-  int K = (int)p.K;
-  const Turn none{};
-  float rows[2 * 256], value[256];
-  for (int i = 0; i < KEYS; i += U) {
-    memset(rows, 0, sizeof(rows));
-    for (int j = 0; j < U; j++) {
-      memset(value, 0, sizeof(value));
-      if (k0 + i + j < p.end()) {
-        fetch<E>(p, in.k, in.key_turn, b, k0 + i + j, g, rows + j * 256);
-        fetch<E>(p, in.v, none, b, k0 + i + j, g, value);
-      }
-      Mode::row_along(x.keys + (i + j) * K / U, rows + j * 256, K);
-      Mode::row_along(x.values + (i + j) * K / U, value, K);
-    }
-    Mode::rows_down(x.keys_down + i / U * K, rows, 256, K);
-  }
-}
-
 // P and dS of `count` keys from k0 on for the block of columns at `index`; `slot` is the block's place in its group.
 template <class Mode>
-static __attribute__((noinline)) void score_gradients(const Problem& p, Operands<Mode>& x, int64_t k0, int count, int64_t index,
-                                                      int slot, float scale) {
+static __attribute__((noinline)) void score_gradients(const Problem& p, Operands<Mode>& x, int64_t k0, int count,
+                                                      int64_t index, int slot, float scale) {
   constexpr int U = Mode::PER_WORD, STRIDE = GROUP / U;
   int words = (int)p.K / U, padded = padded_words<Mode>(p.K);
   Sight seen = sight(x.low + index, x.high + index, COLUMN_BLOCK);
@@ -153,7 +45,8 @@ static __attribute__((noinline)) void score_gradients(const Problem& p, Operands
           s[i][j] = select((low <= key) & (high >= key), s[i][j], V{});
         }
     Mode::along(x.probs + m * STRIDE + slot * (COLUMN_BLOCK / U), STRIDE, s);
-    accumulate<Mode, false>(d, x.values + m * words, words, x.gradient_columns + index * padded, COLUMN_BLOCK, 0, words);
+    accumulate<Mode, false>(d, x.values + m * words, words, x.gradient_columns + index * padded, COLUMN_BLOCK, 0,
+                            words);
 #pragma GCC unroll 4
     for (int j = 0; j < COLUMNS; j++) {
       V along = load(x.along + index + j * W);
@@ -167,22 +60,25 @@ static __attribute__((noinline)) void score_gradients(const Problem& p, Operands
 
 // C [KEYS, K] += A [KEYS, GROUP] B [GROUP, K]; row m's first columns, before `begin[m / ROWS]`, are zero.
 template <class Mode>
-static __attribute__((noinline)) void add_rows(float* C, int K, const typename Mode::Word* A, const typename Mode::Word* B,
-                                               const int* begin) {
+static __attribute__((noinline)) void add_rows(float* C, int K, const typename Mode::Word* A,
+                                               const typename Mode::Word* B, const int* begin) {
   constexpr int U = Mode::PER_WORD;
   for (int m = 0; m < KEYS; m += ROWS) {
     int from = begin[m / ROWS], n = 0;
     if (from == GROUP) continue;
     for (; n + COLUMN_BLOCK <= K; n += COLUMN_BLOCK)
-      update<Mode, false, ROWS, COLUMNS>(C + m * K + n, K, nullptr, A + m * (GROUP / U), GROUP / U, B + n, K, from / U, GROUP / U);
+      update<Mode, false, ROWS, COLUMNS>(C + m * K + n, K, nullptr, A + m * (GROUP / U), GROUP / U, B + n, K, from / U,
+                                         GROUP / U);
     for (; n < K; n += W)
-      update<Mode, false, ROWS, 1>(C + m * K + n, K, nullptr, A + m * (GROUP / U), GROUP / U, B + n, K, from / U, GROUP / U);
+      update<Mode, false, ROWS, 1>(C + m * K + n, K, nullptr, A + m * (GROUP / U), GROUP / U, B + n, K, from / U,
+                                   GROUP / U);
   }
 }
 
 // One group of columns, at `index` of the span, against the block of keys from k0 on.
 template <class Mode>
-static void visit(const Problem& p, Operands<Mode>& x, int64_t k0, int64_t index, float* dq, float* dk, float* dv, float scale) {
+static void visit(const Problem& p, Operands<Mode>& x, int64_t k0, int64_t index, float* dq, float* dk, float* dv,
+                  float scale) {
   int K = (int)p.K, begin[KEYS / ROWS];
   std::fill(begin, begin + KEYS / ROWS, GROUP);
   for (int slot = BLOCKS - 1; slot >= 0; slot--) {
@@ -191,8 +87,8 @@ static void visit(const Problem& p, Operands<Mode>& x, int64_t k0, int64_t index
     score_gradients(p, x, k0, count, at, slot, scale);
     for (int m = 0; m < count; m += ROWS) begin[m / ROWS] = slot * COLUMN_BLOCK;
     for (int d = 0; d < K && count; d += ROWS)
-      update<Mode, true, ROWS, COLUMNS>(dq + slot * K * COLUMN_BLOCK + d * COLUMN_BLOCK, COLUMN_BLOCK, nullptr, x.keys_down + d, K,
-                                        x.scores_down, COLUMN_BLOCK, 0, count / Mode::PER_WORD);
+      update<Mode, true, ROWS, COLUMNS>(dq + slot * K * COLUMN_BLOCK + d * COLUMN_BLOCK, COLUMN_BLOCK, nullptr,
+                                        x.keys_down + d, K, x.scores_down, COLUMN_BLOCK, 0, count / Mode::PER_WORD);
   }
   int64_t at = index / Mode::PER_WORD * K;
   add_rows<Mode>(dv, K, x.probs, x.gradients + at, begin);
@@ -201,8 +97,8 @@ static void visit(const Problem& p, Operands<Mode>& x, int64_t k0, int64_t index
 
 // Columns of kv head g of sequence b against every `splits`-th block of keys.
 template <class Mode, class E>
-static void accumulate_gradients(const Problem& p, const Inputs<E>& in, const Gradients<E>& to, const Partial& sums, int64_t b,
-                                 int64_t g, int64_t split, Arena arena) {
+static void accumulate_gradients(const Problem& p, const Inputs<E>& in, const Gradients<E>& to, const Partial& sums,
+                                 int64_t b, int64_t g, int64_t split, Arena arena) {
   Operands<Mode> x(p, &arena);
   int64_t K = p.K, head = b * p.G + g;
   float scale = 1.0f / sqrtf((float)K), *dk = sums.dk + head * sums.keys * K, *dv = sums.dv + head * sums.keys * K;
@@ -228,6 +124,7 @@ static void accumulate_gradients(const Problem& p, const Inputs<E>& in, const Gr
   for (int64_t j = split * KEYS; j < sums.keys; j += sums.splits * KEYS)
     for (int64_t t = p.first() + j; t < std::min(p.end(), p.first() + j + KEYS); t++) {
       float *dkey = dk + (t - p.first()) * K, *dvalue = dv + (t - p.first()) * K;
+      in.k.announce(b, t + AHEAD, g, K), to.k.announce(b, t + AHEAD, g, K), to.v.announce(b, t + AHEAD, g, K);
       for (int64_t d = 0; d < K; d += W) store(dkey + d, load(dkey + d) * scale);
       give_back<E>(p, in.k, to.k, in.key_turn, b, t, g, dkey, dweight);
       give_back<E>(p, in.v, to.v, Turn{}, b, t, g, dvalue, nullptr);
@@ -236,21 +133,24 @@ static void accumulate_gradients(const Problem& p, const Inputs<E>& in, const Gr
 
 // Adds the splits' gradients of one block of queries and brings them back to the projection's rows.
 template <class E>
-static void finish_queries(const Problem& p, const Inputs<E>& in, const Gradients<E>& to, const Partial& sums, int64_t b, int64_t g,
-                           int64_t tile, float* rows) {
+static void finish_queries(const Problem& p, const Inputs<E>& in, const Gradients<E>& to, const Partial& sums,
+                           int64_t b, int64_t g, int64_t tile, float* rows) {
   int64_t K = p.K, head = b * p.G + g;
   float scale = 1.0f / sqrtf((float)K), *dq = sums.dq_of(p, 0, head, tile);
   for (int64_t split = 1; split < sums.splits; split++) {
     const float* other = sums.dq_of(p, split, head, tile);
     for (int64_t i = 0; i < K * COLUMN_BLOCK; i += W) store(dq + i, load(dq + i) + load(other + i));
   }
-  for (int64_t d = 0; d < K; d += 16) transpose<16, COLUMN_BLOCK>(dq + d * COLUMN_BLOCK, COLUMN_BLOCK, rows + d, (int)K);
+  for (int64_t d = 0; d < K; d += 16)
+    transpose<16, COLUMN_BLOCK>(dq + d * COLUMN_BLOCK, COLUMN_BLOCK, rows + d, (int)K);
   float* dweight = sums.query_weights + (head * sums.tiles + tile) * K;
   memset(dweight, 0, K * sizeof(float));
   for (int64_t i = 0; i < COLUMN_BLOCK && tile * COLUMN_BLOCK + i < p.N(); i++) {
     int64_t column = tile * COLUMN_BLOCK + i;
+    int64_t t = column / p.R(), h = g * p.R() + column % p.R();
+    in.q.announce(b, t + AHEAD, h, K), to.q.announce(b, t + AHEAD, h, K);
     for (int64_t d = 0; d < K; d += W) store(rows + i * K + d, load(rows + i * K + d) * scale);
-    give_back<E>(p, in.q, to.q, in.query_turn, b, column / p.R(), g * p.R() + column % p.R(), rows + i * K, dweight);
+    give_back<E>(p, in.q, to.q, in.query_turn, b, t, h, rows + i * K, dweight);
   }
 }
 

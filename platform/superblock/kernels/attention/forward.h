@@ -1,7 +1,7 @@
 // Attention's forward pass: blocks of keys against blocks of columns with a running maximum, scores transposed
 // (keys down, columns along the lanes), so that maximum and sum need no reduction across lanes.
 #pragma once
-#include "problem.h"
+#include "few.h"
 
 constexpr int FORWARD_KEYS = 64;
 
@@ -15,14 +15,15 @@ struct Packed {
 
 // Packs 16 keys from `t` on; those past the end are zero.
 template <class Mode, class E>
-static void pack_keys(const Problem& p, Rows<const E> k, Rows<const E> v, const Turn& turn, int64_t b, int64_t g, int64_t t,
-                      Packed<Mode> out) {
+static void pack_keys(const Problem& p, Rows<const E> k, Rows<const E> v, const Turn& turn, int64_t b, int64_t g,
+                      int64_t t, Packed<Mode> out) {
   int K = (int)p.K;
   int64_t index = t - p.first();
   float row[256], rows[2 * 256];
   const Turn none{};
   for (int i = 0; i < 16; i++) {
     memset(row, 0, sizeof(row));
+    k.announce(b, t + i + AHEAD, g, K), v.announce(b, t + i, g, K);
     if (t + i < p.end()) fetch<E>(p, k, turn, b, t + i, g, row);
     Mode::row_along(out.keys + (index + i) * K / Mode::PER_WORD, row, K);
   }
@@ -38,8 +39,9 @@ static void pack_keys(const Problem& p, Rows<const E> k, Rows<const E> v, const 
 template <class Mode>
 struct Columns {
   typedef typename Mode::Word Word;
-  float *rows, *out, *scores;       // [COLUMN_BLOCK, K], [K, COLUMN_BLOCK], [FORWARD_KEYS, COLUMN_BLOCK]
-  Word *natural, *queries, *probs;  // [COLUMN_BLOCK, words], [words, COLUMN_BLOCK], [FORWARD_KEYS / PER_WORD, COLUMN_BLOCK]
+  float *rows, *out, *scores;  // [COLUMN_BLOCK, K], [K, COLUMN_BLOCK], [FORWARD_KEYS, COLUMN_BLOCK]
+  Word *natural, *queries,
+      *probs;  // [COLUMN_BLOCK, words], [words, COLUMN_BLOCK], [FORWARD_KEYS / PER_WORD, COLUMN_BLOCK]
   int32_t low[COLUMN_BLOCK], high[COLUMN_BLOCK];
   V largest[COLUMNS], total[COLUMNS];
 
@@ -58,8 +60,8 @@ struct Columns {
 
 // Products of queries and the keys k0 .. k0 + count to `scores`, not yet scaled; raises the largest per column.
 template <class Mode>
-static __attribute__((noinline)) void score(const Problem& p, Columns<Mode>& c, const Sight& seen, Packed<Mode> packed, int64_t k0,
-                                            int count) {
+static __attribute__((noinline)) void score(const Problem& p, Columns<Mode>& c, const Sight& seen, Packed<Mode> packed,
+                                            int64_t k0, int count) {
   int words = (int)p.K / Mode::PER_WORD;
   for (int m = 0; m < count; m += ROWS) {
     V s[ROWS][COLUMNS] = {};
@@ -84,8 +86,8 @@ static __attribute__((noinline)) void score(const Problem& p, Columns<Mode>& c, 
 
 // One block of keys: c.out = c.out * decay + V^T P, and the running maximum and sum.
 template <class Mode>
-static __attribute__((noinline)) void walk(const Problem& p, Columns<Mode>& c, const Sight& seen, Packed<Mode> packed, int64_t k0,
-                                           int count, float scale) {
+static __attribute__((noinline)) void walk(const Problem& p, Columns<Mode>& c, const Sight& seen, Packed<Mode> packed,
+                                           int64_t k0, int count, float scale) {
   V decay[COLUMNS];
   for (int j = 0; j < COLUMNS; j++) decay[j] = c.largest[j];
   score(p, c, seen, packed, k0, count);
@@ -106,26 +108,24 @@ static __attribute__((noinline)) void walk(const Problem& p, Columns<Mode>& c, c
   }
   const auto* values = packed.values + (k0 - p.first()) / Mode::PER_WORD * p.K;
   for (int d = 0; d < p.K; d += ROWS)
-    update<Mode, true, ROWS, COLUMNS>(c.out + d * COLUMN_BLOCK, COLUMN_BLOCK, decay, values + d, p.K, c.probs, COLUMN_BLOCK,
-                                      0, count / Mode::PER_WORD);
+    update<Mode, true, ROWS, COLUMNS>(c.out + d * COLUMN_BLOCK, COLUMN_BLOCK, decay, values + d, p.K, c.probs,
+                                      COLUMN_BLOCK, 0, count / Mode::PER_WORD);
 }
-
-template <class E>
-struct Outputs {
-  E *y, *o;  // [B, T, H, K]; o, before the gate, is null without one
-  float* sums;  // [2, B, G, N]: largest product of query and key, and log 2 of the sum of the weights relative to it
-};
 
 // All keys for the columns from `column` on of kv head g of sequence b.
 template <class Mode, class E>
-static void attend(const Problem& p, Rows<const E> q, Rows<const E> gate, const Turn& turn, Packed<Mode> packed, int64_t b,
-                   int64_t g, int64_t column, Arena arena, Outputs<E> to) {
+static void attend(const Problem& p, Rows<const E> q, Rows<const E> gate, const Turn& turn, Packed<Mode> packed,
+                   int64_t b, int64_t g, int64_t column, Arena arena, Outputs<E> to) {
   int K = (int)p.K, count = (int)std::min<int64_t>(COLUMN_BLOCK, p.N() - column);
   Columns<Mode> c(arena, K);
   float scale = 1.44269504f / sqrtf((float)K);
   for (int i = 0; i < COLUMN_BLOCK; i++) {
     memset(c.rows + i * K, 0, K * sizeof(float));
-    if (i < count) fetch<E>(p, q, turn, b, (column + i) / p.R(), g * p.R() + (column + i) % p.R(), c.rows + i * K);
+    if (i >= count) continue;
+    int64_t t = (column + i) / p.R(), h = g * p.R() + (column + i) % p.R();
+    q.announce(b, t + AHEAD, h, K);
+    if (to.o) gate.announce(b, t, h, K);
+    fetch<E>(p, q, turn, b, t, h, c.rows + i * K);
   }
   as_columns<Mode>(c.rows, K, c.natural, c.queries);
   visible(p, turn, b, column, c.low, c.high);
@@ -145,17 +145,7 @@ static void attend(const Problem& p, Rows<const E> q, Rows<const E> gate, const 
     }
   }
   for (int d = 0; d < K; d += 16) transpose<16, COLUMN_BLOCK>(c.out + d * COLUMN_BLOCK, COLUMN_BLOCK, c.rows + d, K);
-  for (int i = 0; i < count; i++) {
-    int64_t t = (column + i) / p.R(), h = g * p.R() + (column + i) % p.R(), at = ((b * p.T + t) * p.H + h) * K;
-    float* sums = to.sums + (b * p.G + g) * p.N() + column + i;
-    sums[0] = largest[i], sums[p.B * p.G * p.N()] = log2f(total[i]);
-    const E* gates = to.o ? gate.at(b, t, h) : nullptr;
-    for (int d = 0; d < K; d += W) {
-      V o = load(c.rows + i * K + d);
-      if (to.o) store(to.o + at + d, o), o *= vsigmoid(load(gates + d));
-      store(to.y + at + d, o);
-    }
-  }
+  for (int i = 0; i < count; i++) finish_column(p, to, gate, b, g, column + i, c.rows + i * K, largest[i], total[i]);
 }
 
 template <class E>
@@ -163,17 +153,23 @@ static void forward(const Problem& p, const E* q, const E* k, const E* v, const 
                     Outputs<E> to, int64_t threads) {
   typedef typename ModeOf<E>::Type Mode;
   typedef typename Mode::Word Word;
-  int64_t heads = p.B * p.G, groups = (p.end() - p.first() + 15) / 16, tiles = (p.N() + COLUMN_BLOCK - 1) / COLUMN_BLOCK;
+  if (p.N() <= FEW)
+    return forward_few<E>(p, {q, p.q}, {k, p.k}, {v, p.v}, {gate, p.gate}, query_turn, key_turn, to, threads);
+  int64_t heads = p.B * p.G, groups = (p.end() - p.first() + 15) / 16,
+          tiles = (p.N() + COLUMN_BLOCK - 1) / COLUMN_BLOCK;
   int64_t size = Packed<Mode>::words(p);
   Word* operands = scratch<Word>(2 * heads * size);
-  auto packed = [&](int64_t head) { return Packed<Mode>{operands + 2 * head * size, operands + (2 * head + 1) * size}; };
+  auto packed = [&](int64_t head) {
+    return Packed<Mode>{operands + 2 * head * size, operands + (2 * head + 1) * size};
+  };
 #pragma omp parallel num_threads(threads)
   {
     FlushSubnormals flush;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < heads * groups; i++) {
       int64_t head = i / groups;
-      pack_keys<Mode, E>(p, {k, p.k}, {v, p.v}, key_turn, head / p.G, head % p.G, p.first() + i % groups * 16, packed(head));
+      pack_keys<Mode, E>(p, {k, p.k}, {v, p.v}, key_turn, head / p.G, head % p.G, p.first() + i % groups * 16,
+                         packed(head));
     }
     Arena arena{scratch<char>(Columns<Mode>::bytes(p.K))};
 #pragma omp for schedule(dynamic, 1)

@@ -125,8 +125,10 @@ def attention_backward(
     """Gradients of queries, keys and values, contiguous."""
     q, k, v = (_rows(x) for x in (q_BTHK, k_BSGK, v_BSGK))
     positions = _positions(position_ids_BT, q)
-    # zero, because keys that no query sees are not visited
-    dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
+    # keys that no query sees are not visited
+    whole = k.shape[1] == q.shape[1]
+    dq = torch.empty(q.shape, dtype=q.dtype)
+    dk, dv = ((torch.empty if whole else torch.zeros)(x.shape, dtype=x.dtype) for x in (k, v))
     problem = _problem(q, k, v, None, positions, window, query_start, position_ids_BT is not None, (dq, dk, dv, None))
     LIBRARY.call(
         "attention_backward", problem, q, k, v, None, None, None, None, None, positions, 0.0,

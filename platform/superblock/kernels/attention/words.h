@@ -1,6 +1,7 @@
 // Products of small blocks whose operands are words of 32 bits: one float, or two bf16 that are neighbours along the
 // contracted dimension. Both have the same layouts, so one kernel serves both:
-//   C[m, n] += sum over w of A[m, w] * B[w, n]        A's words are broadcast one by one, B's rows are loaded as vectors.
+//   C[m, n] += sum over w of A[m, w] * B[w, n]        A's words are broadcast one by one, B's rows are loaded as
+//   vectors.
 #pragma once
 #include "gemm.h"
 
@@ -54,7 +55,8 @@ struct Pairs {
     for (int i = 0; i < width; i += W) store((bf16*)out + i, load(row + i));
   }
   static void rows_down(Word* out, const float* rows, int64_t stride, int width) {
-    for (int i = 0; i < width; i += W) _mm512_storeu_si512(out + i, interleaved(load(rows + i), load(rows + stride + i)));
+    for (int i = 0; i < width; i += W)
+      _mm512_storeu_si512(out + i, interleaved(load(rows + i), load(rows + stride + i)));
   }
 };
 #endif
@@ -71,7 +73,8 @@ struct ModeOf<bf16> {
 };
 #endif
 
-// acc[m, n] += sum over words begin <= w < end. A's word (m, w) is at A[w * lda + m] if TRANSPOSED, else at A[m * lda + w].
+// acc[m, n] += sum over words begin <= w < end. A's word (m, w) is at A[w * lda + m] if TRANSPOSED, else at A[m * lda +
+// w].
 template <class Mode, bool TRANSPOSED, int M, int NV>
 INLINE void accumulate(V (&acc)[M][NV], const typename Mode::Word* A, int64_t lda, const typename Mode::Word* B,
                        int64_t ldb, int begin, int end) {
@@ -87,7 +90,8 @@ INLINE void accumulate(V (&acc)[M][NV], const typename Mode::Word* A, int64_t ld
   }
 }
 
-// C [M, NV * W] = C * factor + A B, with a factor per column. The product is summed by itself first: shorter sums round less.
+// C [M, NV * W] = C * factor + A B, with a factor per column. The product is summed by itself first: shorter sums round
+// less.
 template <class Mode, bool TRANSPOSED, int M, int NV>
 INLINE void update(float* C, int64_t ldc, const V* factor, const typename Mode::Word* A, int64_t lda,
                    const typename Mode::Word* B, int64_t ldb, int begin, int end) {
