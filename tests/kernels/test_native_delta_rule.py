@@ -7,11 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from superblock.config.model import DeltaNetConfig
+from superblock.kernels.delta_rule import convolution
 from superblock.kernels.delta_rule import native as module
 from superblock.kernels.delta_rule.native import LIBRARY, fused
+from superblock.kernels.delta_rule.native_convolution import unfit as native_unfit
 from superblock.kernels.delta_rule.reference import recurrent
 from superblock.kernels.native import processor
 from superblock.kernels.packing import PackInfo
+from superblock.models.gated_deltanet import GatedDeltaNet
 
 pytestmark = pytest.mark.skipif(LIBRARY.why_not() is not None, reason=str(LIBRARY.why_not()))
 NAMES = ("o", "last", "q", "k", "v", "g", "beta", "initial")
@@ -212,3 +216,28 @@ def test_says_why_it_does_not_fit() -> None:
     )
     assert module.unfit(q, q, 24) == "chunk_size=24 is not a multiple of 16 up to 128 (0 chooses one)"
     assert module.unfit(q.to("meta"), q, 0) == "it has no kernel for meta"
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_mixer_learns_the_same_with_and_without(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of a few steps of the whole layer, whose q, k, v are slices of slices: PyTorch's forms against C++."""
+    x = torch.randn(2, 70, 64, generator=torch.Generator().manual_seed(0))
+    pack = pack_of([11, 40, 19], rows=2)
+    losses = []
+    for backend in ("chunked", "native"):
+        monkeypatch.setattr(convolution, "unfit", native_unfit if backend == "native" else lambda *_: "off")
+        torch.manual_seed(0)
+        config = DeltaNetConfig(num_key_heads=2, num_value_heads=4, key_dim=16, value_dim=32, backend=backend)
+        layer = GatedDeltaNet(64, config, norm_eps=1e-6)
+        for p in layer.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        for _ in range(4):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = (layer(x, pack).float() - x.roll(1, dims=1)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    torch.testing.assert_close(losses[:4], losses[4:], rtol=2e-2 if autocast else 1e-5, atol=0)
+    assert losses[7] < 0.95 * losses[4]

@@ -38,7 +38,7 @@ def fused(
 
     `q`, `k`, `v` are read where they lie if all are bf16 or all fp32 and their last dimension is contiguous, and their
     gradients have their dtype; everything inside is fp32. `chunk_size` is a multiple of 16, or 0 for the faster of 32
-    and 64. Errors against float64 are at or below those of `chunked`.
+    and 64. Errors against float64 are like those of `chunked`, and smaller where decays are strong.
     """
     inputs = (q_BTGK, k_BTGK, v_BTHV, g_BTH, beta_BTH, initial_state)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
