@@ -9,6 +9,7 @@ import pytest
 
 from superblock.benchmarks.records import COMPLETE, PARTIAL, Record
 from superblock.benchmarks.speed import command
+from superblock.tracking.provenance import Code
 from superblock.tracking.runs import list_runs
 from superblock.tracking.spool import last_values, metric_history
 
@@ -50,6 +51,8 @@ def test_some_cases(superblock: Callable, tiny: tuple[str, ...], tmp_path: Path)
 def test_a_case_that_fails_does_not_stop_the_others_and_is_tried_again(
     superblock: Callable, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # somebody may commit between the two starts, and times of two commits are not put together
+    monkeypatch.setattr("superblock.tracking.provenance.code_state", lambda: Code("c" * 40, "main"))
     right, measured = command.measure_case, []
 
     def measure(bench: command.Bench, case: command.Case) -> dict:
@@ -77,7 +80,10 @@ def test_a_case_that_fails_does_not_stop_the_others_and_is_tried_again(
     assert again.cases["part/optimizer"] == record.cases["part/optimizer"]
 
     measured.clear()
-    answer = superblock(*words[:-1], "cases=part/norm", "resume=true")  # another configuration
+    again.status = PARTIAL
+    again.save(next(tmp_path.glob("runs/benchmarks/*/speed.json")))
+    monkeypatch.setattr("superblock.tracking.provenance.code_state", lambda: Code("d" * 40, "main"))
+    answer = superblock(*words[:-1], "cases=part/norm", "resume=true")  # another configuration, and another commit
     assert answer.status == 0 and "no unfinished benchmark of this configuration" in answer.out
 
 

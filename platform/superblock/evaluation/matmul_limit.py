@@ -13,12 +13,17 @@ SECONDS = 0.15
 
 def matmul_limit(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of one process in square matrix products on `device`, measured once per process and number of threads."""
-    return _measure(str(device), dtype, torch.get_num_threads())
+    return _remembered(device, dtype, torch.get_num_threads())
 
 
 @lru_cache
-def _measure(device: str, dtype: torch.dtype, threads: int) -> float:
-    kind = torch.device(device).type
+def _remembered(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    return measure_matmul_limit(device, dtype)
+
+
+def measure_matmul_limit(device: torch.device, dtype: torch.dtype) -> float:
+    """The same, measured now."""
+    kind = device.type
     side = SIDE.get(kind, 1024)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = a @ b  # the first call plans and allocates
