@@ -111,6 +111,7 @@ def test_reasons_in_words(source: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise AssertionError("gradient of k is off by 0.5")
 
     assert "differs from its reference" in reason(disagree) and "off by 0.5" in reason(disagree)
+    assert "fails its check" in reason(lambda: torch.zeros(2).reshape(3))
     monkeypatch.setenv(processor.VARIABLE, "off")
     assert reason() == "SUPERBLOCK_NATIVE=off"
     monkeypatch.setenv(processor.VARIABLE, "avx1024")

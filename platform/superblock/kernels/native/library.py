@@ -75,10 +75,11 @@ class NativeLibrary:
             self._reason = f"{self.source.name} differs from its reference on this machine ({self._level}): {error}"
         except (BuildError, ValueError) as error:
             self._reason = str(error)
-        finally:
-            self._tried = True
+        except Exception as error:  # whatever a check dies of, the PyTorch form serves
+            self._reason = f"{self.source.name} fails its check ({self._level}): {type(error).__name__}: {error}"
         if self._reason is not None:
             self._handle = None
+        self._tried = True
 
     def call(self, name: str, *arguments: Argument) -> None:
         """Calls an entry point; tensors go as their address, None as a null pointer. The GIL is free meanwhile.
