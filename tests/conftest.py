@@ -25,10 +25,20 @@ class Answer:
     err: str
 
 
+@pytest.fixture(scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The cache of a session; compiled kernels outlive it, in pytest's own cache."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    folder.mkdir()
+    if pytestconfig.cache is not None:
+        (folder / "kernels").symlink_to(pytestconfig.cache.mkdir("kernels"), target_is_directory=True)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a test writes goes below its temporary folder; only the cache of corpora is shared by the session."""
-    cache = tmp_path_factory.getbasetemp() / "cache"
+def _own_place(tmp_path: Path, _cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test writes goes below its temporary folder; only corpora and kernels are shared."""
+    cache = _cache
     monkeypatch.setenv("SUPERBLOCK_CACHE", str(cache))
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.chdir(tmp_path)
