@@ -168,9 +168,10 @@ static void backward(const Problem& p, const Rows& dy, const T* hidden, const T*
       for (int64_t i = 0; i < piece.rows; i++) weight[i] = p.weight[choice[i]];
       gather(dy, token, piece.rows, D, s.dy);
       const Piece& next = plan.pieces[std::min(z + 1, last - 1)];
+      Rows next_hidden{(void*)(hidden + next.begin * 2 * p.F), 2 * p.F, sizeof(T) == 2};
       Ahead ahead[3] = {{dy, plan.token.data() + next.begin, next.rows, D},
                         {p.x, token, piece.rows, D},
-                        {{(void*)(hidden + next.begin * 2 * p.F), 2 * p.F, sizeof(T) == 2}, nullptr, next.rows, 2 * p.F}};
+                        {next_hidden, nullptr, next.rows, 2 * p.F}};
       T* part = parts + piece.begin * D;
       row_gradients(
           s, piece.rows, height, D, p.F, hidden + piece.begin * 2 * p.F, weight, ahead,

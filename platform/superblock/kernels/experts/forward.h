@@ -44,7 +44,8 @@ static void gather(const Rows& from, const int32_t* which, int64_t rows, int64_t
   memset(to + rows * D, 0, (pad(rows) - rows) * D * sizeof(T));
 }
 
-// One expert on the rows in s.x. `hidden` [rows, 2 F] is kept for backward unless null. emit(i, d, out) gets W elements.
+// One expert on the rows in s.x. `hidden` [rows, 2 F] is kept for backward unless null. emit(i, d, out) gets W
+// elements of a row's output.
 template <class T, class Emit>
 static void run_expert(const ForwardScratch<T>& s, int64_t rows, int64_t D, int64_t F, T* hidden, const Ahead& ahead,
                        const Emit& emit) {

@@ -59,5 +59,6 @@ ENTRY void router_backward(void* h, int64_t half, int64_t stride, const float* r
                            const float* dshared, const float* dloss, float* dh, float* drouter, int64_t threads) {
   Router r{{h, stride, half != 0}, router,       bias,         N, D, E, C, k, softmax != 0, (float)scale,
            (float)aux_loss,        (float)z_loss};
-  route_backward(r, {index, weight, scores, shared, lse, counts, dweight, dshared, dloss ? *dloss : 0, dh, drouter}, threads);
+  float pull = dloss ? *dloss : 0;
+  route_backward(r, {index, weight, scores, shared, lse, counts, dweight, dshared, pull, dh, drouter}, threads);
 }

@@ -4,8 +4,13 @@ Legend: N tokens, D model width, E experts, F expert width, G width of the share
 
 Rows are gathered from `x` in blocks of 32, the products run in registers (bf16 dot products of AVX-512, or the tiles of
 AMX; fp32 products at every level), and SwiGLU, its derivative and the routing weights are applied while a block is in the
-first cache. Kept for backward: `hidden`, what SwiGLU gets. The code for AMX has run under emulation, and its predecessor
-on hardware; at 4096 tokens, D = F = G = 256, 8 experts top-2, the rest measured on one core of a Zen 4 server.
+first cache. Kept for backward: `hidden`, what SwiGLU gets.
+
+Measured on one thread of a Zen 4 server without AMX, bf16, forward and backward, against 210 GFLOP/s, the rate of torch's
+products there: 4096 tokens, D = F = G = 256, 8 experts top-2: 80 ms, 86 %; 2048 tokens, D 256, F 128: 22 ms, 78 %;
+2048 tokens, D 128, F 64: 6.4 ms, 67 %. The products alone reach 225 to 232 GFLOP/s, the rest is SwiGLU, gathering and
+packing. In fp32, against 95 GFLOP/s: 97, 93 and 79 %. The code for AMX has run under emulation there; on hardware with AMX
+only its predecessor has run.
 """
 
 from pathlib import Path
@@ -52,10 +57,6 @@ def native_experts(
     Differentiable once in everything but `index`. Forward gives the same bits with any number of threads, backward with
     the same number. Raises ValueError for an index without an expert.
     """
-    if index_Nk.numel():
-        low, high = index_Nk.aminmax()
-        if low < 0 or high >= len(gate_up_E2FD):
-            raise ValueError(f"indices from {low} to {high} for {len(gate_up_E2FD)} experts")
     inputs = (x_ND, gate_up_E2FD, down_EDF, weight_Nk, *(shared or ()), shared_weight_N)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     shared_gate_up, shared_down = shared or (None, None)
@@ -132,6 +133,10 @@ def mix_experts_native(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output, sums of squares, and what backward needs: hidden rows of the routed and of the shared expert."""
+    if index.numel():
+        low, high = index.aminmax()
+        if low < 0 or high >= len(gate_up):
+            raise ValueError(f"indices from {low} to {high} for {len(gate_up)} experts")
     args = _problem(x, gate_up, down, index, weight, shared_gate_up, shared_down, shared_weight, dtype)
     y, power, hidden, shared_hidden = _outputs(x, down, index, shared_down, dtype, keep)
     parts = hidden.new_empty(index.numel(), x.shape[1])

@@ -77,8 +77,8 @@ static void pack_rows_of(const S* data, int64_t stride, const int32_t* which, in
     }
 }
 
-// `count` <= 32 rows of `columns` elements, taken from `rows` in the order `which` (null: as they are), into strips that
-// are `height` rows high; the rows from `count` to `padded` (even) become zero.
+// `count` <= 32 rows of `columns` elements, taken from `rows` in the order `which` (null: as they are), into strips
+// that are `height` rows high; the rows from `count` to `padded` (even) become zero.
 template <class T>
 static void pack_rows(const Rows& rows, const int32_t* which, int64_t count, int64_t padded, int64_t columns, T* strips,
                       int64_t height) {

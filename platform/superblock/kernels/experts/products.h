@@ -63,7 +63,8 @@ static void product(const T* A, int64_t lda, int64_t rows, const T* left, const 
   if constexpr (sizeof(T) == 2)
     if (tiles::allowed()) {
       tiles::clear();
-      for (int64_t k = 0; k < K; k += 32) tiles::step(A + k, A + 16 * lda + k, lda, left + k * STRIP, right + k * STRIP);
+      for (int64_t k = 0; k < K; k += 32)
+        tiles::step(A + k, A + 16 * lda + k, lda, left + k * STRIP, right + k * STRIP);
       tiles::write(C, C + 16 * BLOCK, BLOCK);
       return;
     }

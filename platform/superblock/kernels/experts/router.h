@@ -1,6 +1,6 @@
 // The router: scores of all experts, the k best by score and bias, their weights, and the auxiliary losses.
 //
-// Legend: N tokens, D width, E experts, C columns (E, and one more if a gate of the shared expert comes along), k chosen.
+// Legend: N tokens, D width, E experts, k chosen, C columns: E, and one more if a gate of the shared expert comes along.
 #pragma once
 #include <cfloat>
 #include <vector>
