@@ -73,10 +73,7 @@ static void row_gradients(const BackwardScratch<T>& s, int64_t rows, int64_t at,
             dgate[z] = dact * up * (open + silu * (1.0f - open));
             dup[z] = dact * silu;
           }
-          for (int64_t z = 0; z < 2; z++) {
-            store(s.dhidden + (i + z) * 2 * F + 2 * h + c, dgate[z]);
-            store(s.dhidden + (i + z) * 2 * F + 2 * h + STRIP + c, dup[z]);
-          }
+          for (int64_t z = 0; z < 2; z++) put_both(s.dhidden + (i + z) * 2 * F + 2 * h, c, dgate[z], dup[z]);
           put_two(s.act_strips + h * GROUP, at + i, c, act[0], act[1]);
           put_two(s.dhidden_strips + 2 * h * GROUP, at + i, c, dgate[0], dgate[1]);
           put_two(s.dhidden_strips + (2 * h + STRIP) * GROUP, at + i, c, dup[0], dup[1]);

@@ -57,10 +57,7 @@ static void run_expert(const ForwardScratch<T>& s, int64_t rows, int64_t D, int6
       for (int c = 0; c < STRIP; c += W) {
         V g = load(s.tile + i * BLOCK + c), up = load(s.tile + i * BLOCK + STRIP + c);
         store(s.act + i * F + f + c, g * sigmoid<T>(g) * up);
-        if (hidden && i < rows) {
-          store(hidden + kept_at(i, rows, f) + c, g);
-          store(hidden + kept_at(i, rows, f) + STRIP + c, up);
-        }
+        if (hidden && i < rows) put_both(hidden + kept_at(i, rows, f), c, g, up);
       }
   }
   for (int64_t d = 0; d < D; d += BLOCK) {

@@ -34,6 +34,17 @@ struct Rows {
   }
 };
 
+// W columns from c on of two neighbouring groups of 16 of one row.
+INLINE void put_both(float* to, int c, V first, V second) {
+  store(to + c, first);
+  store(to + STRIP + c, second);
+}
+#if defined(__AVX512BF16__)
+INLINE void put_both(bf16* to, int, V first, V second) {
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+}
+#endif
+
 // Rows that are multiplied next, brought into the second cache a few at a time, so that no line waits for a free place.
 struct Ahead {
   Rows rows;
