@@ -1,6 +1,7 @@
 """Routing, balance, and what a MoE layer reports."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superblock.config.model import MoEConfig
+from superblock.config.model import ModelConfig, MoEConfig
+from superblock.kernels.experts import native
+from superblock.models.batch import Batch
+from superblock.models.language_model import build_model
 from superblock.models.moe import STATS, MoE
 
 D, E, K = 16, 8, 2
@@ -140,3 +144,26 @@ def test_router_computes_in_fp32_under_autocast() -> None:
     exact = moe(x)[1]
     assert torch.equal(rounded.counts_E, exact.counts_E)
     assert rounded.loss == exact.loss
+
+
+@pytest.mark.parametrize("score", ["sigmoid", "softmax"])
+def test_a_whole_model_trains_alike_with_either_kernel(
+    small: Callable[..., ModelConfig], packed: Callable[..., Batch], score: str
+) -> None:
+    if reason := native.LIBRARY.why_not():
+        pytest.skip(reason)
+    batch, losses = packed([11, 13], [24]), {}
+    for backend in ("native", "sorted"):
+        moe = MoEConfig(num_experts=4, top_k=2, d_expert=32, d_shared=32, score=score, aux_loss=0.01, backend=backend)
+        model = build_model(small(moe=moe), seed=0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        losses[backend] = []
+        for _ in range(4):
+            terms = model(batch.input_ids_BT, batch.pack, batch.labels_BT).losses
+            total = torch.stack([t.weight * t.total / max(1, t.count) for t in terms.values()]).sum()
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            losses[backend].append(total.item())
+    assert losses["native"] == pytest.approx(losses["sorted"], rel=1e-5)
+    assert losses["native"][-1] < losses["native"][0] - 0.05
