@@ -39,7 +39,11 @@ INLINE V lanes() {  // 0, 1, 2, ...
 }
 
 INLINE V load(const bf16* p) {
+#if defined(__AVX512F__)  // the compiler makes two halves of it
+  VU wide = (VU)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#else
   VU wide = __builtin_convertvector(*(const VHLoose*)p, VU) << 16;
+#endif
   return (V)wide;
 }
 // Round to nearest even; NaN stays NaN.
