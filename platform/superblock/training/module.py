@@ -176,7 +176,7 @@ class LanguageModelModule(pl.LightningModule):
     def _optimizer_step(self, batch: Batch) -> None:
         config = self.config
         # dropout is a function of (seed, step, rank), so that a resumed run needs no generator state
-        torch.manual_seed(hash((config.seed, self.step, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+        _seed(hash((config.seed, self.step, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF, self.device)
         supervision = supervision_at(
             config.model, self.step, self.total_steps, sequence_length=config.data.sequence_length, seed=config.seed
         )
@@ -239,3 +239,10 @@ class LanguageModelModule(pl.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Moves a batch with its document boundaries."""
         return batch if device.type == "cpu" else batch.to(device)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed` for one device: that keeps a stack trace for every kind of GPU that is not there, in every step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
