@@ -130,3 +130,9 @@ def test_operations_that_a_model_lacks_are_left_out() -> None:
     assert "delta rule" not in {choice.operation for choice in choices(config, CPU, torch.float32)}
     config = ModelConfig(pattern=["gdn"])
     assert "attention" not in {choice.operation for choice in choices(config, CPU, torch.float32)}
+
+
+def test_a_part_that_fails_alone_is_named() -> None:
+    refused = {"delta_rule.native_convolution": "gradients differ", "norm.native": "said by the choice of the norm"}
+    lines = describe([Choice("attention", "native")], Prepared("avx2", 0.0, refused))
+    assert lines == ["C++ (avx2): attention", "PyTorch for delta_rule_convolution: gradients differ"]

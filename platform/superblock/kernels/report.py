@@ -20,6 +20,8 @@ from superblock.kernels.experts.native import why_not_native as why_not_native_e
 from superblock.kernels.native.collection import Prepared, libraries
 
 TOKENS = 64
+CHOSEN = {f"{name}.native" for name in ("attention", "cross_entropy", "decode", "delta_rule", "experts", "norm")}
+"""Libraries whose operation `choices` reports; the others belong to one of those."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ def describe(found: list[Choice], prepared: Prepared | None) -> list[str]:
         rest = [Choice(choice.operation, choice.backend) for choice in rest]
     if rest:
         lines.append(", ".join(map(str, rest)))
+    if prepared is not None and not reason:
+        parts = {name: why for name, why in prepared.refused.items() if name not in CHOSEN}
+        lines += [f"PyTorch for {name.replace('.native', '').strip('_')}: {why}" for name, why in parts.items()]
     return lines
 
 

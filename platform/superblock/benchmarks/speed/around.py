@@ -5,9 +5,9 @@ import io
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 from weakref import finalize
 
 import numpy as np
@@ -63,19 +63,27 @@ def _loader(config: BenchmarkConfig, case: Case) -> Call:
 
 
 def surroundings(config: BenchmarkConfig, case: Case) -> Work:
-    """`around/step`: a step within a whole run, beside the bare step of the same model on as few tokens.
+    """`around/step`: time per step of a whole run, beside what its own stopwatch says of its training steps alone.
 
     Few tokens make the step short, so that what surrounds it shows; it costs the same around a long one. Delivery to
     MLflow is left out: it runs in a thread of lowest priority, and mostly waits.
     """
     return Work((
-        Variant("whole-run", lambda: lambda: _run(config, case)),
-        Variant("bare-step", lambda: _bare(config, case), baseline=True),
+        Variant("whole-run", lambda: lambda: _run(config, case).whole),
+        Variant("training-step", lambda: lambda: _run(config, case).inside, baseline=True),
     ))  # fmt: skip
 
 
-def _run(config: BenchmarkConfig, case: Case) -> float:
-    """Seconds per step of a run from its second step on, by its own record."""
+class _Seconds(NamedTuple):
+    """Per step of a run."""
+
+    whole: float
+    """From its second step on: loop, callbacks, tracking, loader and step."""
+    inside: float
+    """Forward, backward, clipping and optimizer."""
+
+
+def _run(config: BenchmarkConfig, case: Case) -> _Seconds:
     from superblock.training.loop import train
 
     with _elsewhere() as folder:
@@ -85,35 +93,7 @@ def _run(config: BenchmarkConfig, case: Case) -> float:
             (folder / "text" / f"{number}.py").write_text(words, "utf-8")
         summary = train(_run_config(config, case, folder))
     assert summary is not None and summary.tokens_per_second
-    return case.tokens_per_call / summary.tokens_per_second
-
-
-def _bare(config: BenchmarkConfig, case: Case) -> Call:
-    from superblock.benchmarks.speed.training import step
-    from superblock.kernels.packing import PackInfo
-    from superblock.models.language_model import build_model
-
-    model = build_model(_model(config, case), seed=config.seed).train()
-    shape = (case.batch, case.tokens)
-    ids_BT = torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(config.seed))
-    pack = PackInfo.dense(*shape)
-
-    def loss() -> torch.Tensor:
-        losses = model(ids_BT, pack, ids_BT).losses
-        total: torch.Tensor = sum(term.weight * term.total / term.count for term in losses.values())
-        return total
-
-    bf16 = "bf16" in config.speed.precisions
-    once = step(loss, torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True), bf16)
-
-    def call() -> float:
-        """As many steps in a row as the run has, in the same state of the machine."""
-        start = time.perf_counter()
-        for _ in range(_steps(config)):
-            once()
-        return (time.perf_counter() - start) / _steps(config)
-
-    return call
+    return _Seconds(case.tokens_per_call / summary.tokens_per_second, 60 * summary.minutes / summary.steps)
 
 
 def _steps(config: BenchmarkConfig) -> int:
