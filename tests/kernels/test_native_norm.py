@@ -167,3 +167,21 @@ def test_operators_describe_themselves(dtype: torch.dtype) -> None:
         leaf.requires_grad_()
     torch.library.opcheck(native.rms_norm, (x, w, 1e-5, dtype, dtype == HALF))
     torch.library.opcheck(native.gated_rms_norm, (x, w, z.to(dtype), 1e-5, dtype))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_does_not_matter(default: torch.dtype) -> None:
+    """Memory that C++ writes to has a dtype of its own."""
+    x, gate, weight = (t.requires_grad_() for t in (draw(70, 64), draw(70, 64, seed=1), draw(64, seed=2)))
+
+    def results() -> list[Tensor]:
+        y, gated = rms_norm(x, weight, 1e-6), gated_rms_norm(x, weight, gate, 1e-6)
+        return [y, gated, *torch.autograd.grad((y * gated).sum(), (x, weight, gate))]
+
+    want = results()
+    torch.set_default_dtype(default)
+    try:
+        found = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))

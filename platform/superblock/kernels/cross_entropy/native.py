@@ -22,7 +22,7 @@ def native_row_losses(logits_CV: Tensor, labels_C: Tensor, z_loss: float, gradie
     Raises IndexError for a label that is neither `IGNORE` nor a column.
     """
     labels_C = _checked(logits_CV, labels_C)
-    loss_C = torch.empty(len(labels_C), dtype=torch.float32)
+    loss_C = logits_CV.new_empty(len(labels_C), dtype=torch.float32)
     half = int(logits_CV.dtype == torch.bfloat16)
     LIBRARY.call("row_losses", logits_CV, half, labels_C, z_loss, int(gradient), loss_C, *logits_CV.shape)
     return loss_C
@@ -37,7 +37,7 @@ def _(logits_CV: Tensor, labels_C: Tensor, z_loss: float, gradient: bool) -> Ten
 def native_row_scores(logits_CV: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor]:
     """Like `rows.torch_row_scores`: nll, fp32, and rank, int64. Raises IndexError as `native_row_losses` does."""
     labels_C = _checked(logits_CV, labels_C)
-    nll_C, rank_C = torch.empty(len(labels_C), dtype=torch.float32), torch.empty(len(labels_C), dtype=torch.int64)
+    nll_C, rank_C = logits_CV.new_empty(len(labels_C), dtype=torch.float32), torch.empty_like(labels_C)
     half = int(logits_CV.dtype == torch.bfloat16)
     LIBRARY.call("row_scores", logits_CV, half, labels_C, nll_C, rank_C, *logits_CV.shape)
     return nll_C, rank_C

@@ -93,7 +93,7 @@ static void softmax(const Sizes& s, int64_t count, float* scores, float* piece) 
     for (int64_t i = 0; i < count; i += W) most = vmax(load(p + i), most);
     float maximum = max_of(most);
     for (int64_t i = 0; i < count; i += W) {
-      V score = load(p + i), weight = vexp(score - maximum) + (score - score);  // what is not a number stays none
+      V weight = vexp(load(p + i) - maximum);
       total += weight;
       store(p + i, weight);
     }

@@ -31,7 +31,6 @@ struct Softplus {
     V s = vexp(vmin(x, -x));
     value = vmax(x, V{}) + log_of_one_plus(s);
     slope = select(x >= 0.0f, V{} + 1.0f, s) / (1.0f + s);
-    value = select(x == x, value, x);  // NaN stays
   }
 };
 

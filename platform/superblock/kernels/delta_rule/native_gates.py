@@ -29,11 +29,12 @@ def delta_gates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """g and beta [..., H], and what the backward pass keeps. `x` is fp32 with any strides, parameters fp32 or bf16."""
     x, H = rows_of(x_D), len(weight_2HD) // 2
+    assert x_D.dtype == torch.float32, f"the C++ gates take fp32, not {x_D.dtype}"
     assert weight_2HD.shape == (2 * H, x_D.shape[-1]), "two columns per head"
     assert A_log_H.shape == dt_bias_H.shape == (H,), "one rate and one bias per head"
     tokens = x_D.shape[:-1]
-    g_H, beta_H = torch.empty(*tokens, H), torch.empty(*tokens, H)
-    ba = torch.empty(-(-tokens.numel() // _TILE), 2 * H, _TILE)
+    g_H, beta_H = x_D.new_empty(*tokens, H), x_D.new_empty(*tokens, H)
+    ba = x_D.new_empty(-(-tokens.numel() // _TILE), 2 * H, _TILE)
     parameters = [t.float().contiguous() for t in (weight_2HD, A_log_H, dt_bias_H)]
     LIBRARY.call("gates_forward", *x, *parameters, strength, g_H, beta_H, ba, *_sizes(x_D), H)
     return g_H, beta_H, ba
@@ -62,8 +63,8 @@ def delta_gates_backward(
     """Gradients of the four inputs in their dtypes, with the same bits for any number of threads."""
     x, H = rows_of(x_D), len(A_log_H)
     parameters = [t.float().contiguous() for t in (weight_2HD, A_log_H, dt_bias_H)]
-    dx_D, gradients = torch.empty(x_D.shape), [torch.empty_like(t) for t in parameters]
-    partial = torch.empty(_BLOCKS, weight_2HD.numel() + 2 * H)
+    dx_D, gradients = x_D.new_empty(x_D.shape), [torch.empty_like(t) for t in parameters]
+    partial = x_D.new_empty(_BLOCKS, weight_2HD.numel() + 2 * H)
     LIBRARY.call(
         "gates_backward", *x, *parameters, strength, ba, dg_H.contiguous(), dbeta_H.contiguous(),
         dx_D, *gradients, partial, *_sizes(x_D), H,

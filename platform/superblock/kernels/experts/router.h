@@ -45,24 +45,15 @@ struct BlockSums {
   float squares = 0, top = 0, entropy = 0, z = 0;
 };
 
-// vexp's bounds would hide a NaN.
-INLINE V keep_nan(V logits, V score) { return select(logits == logits, score, logits); }
-
 // Scores of one token from its logits, in place; returns the log of the softmax's denominator.
 static float scores_of(const Router& r, float* logits) {
   if (!r.softmax) {
-    for (int64_t e = 0; e < r.width(); e += W) {
-      V l = load(logits + e);
-      store(logits + e, keep_nan(l, vsigmoid(l)));
-    }
+    for (int64_t e = 0; e < r.width(); e += W) store(logits + e, vsigmoid(load(logits + e)));
     return 0;
   }
   float gate = r.C > r.E ? logits[r.E] : 0;
   float best = *std::max_element(logits, logits + r.E), total = 0;
-  for (int64_t e = 0; e < r.width(); e += W) {
-    V l = load(logits + e) - best;
-    store(logits + e, keep_nan(l, vexp(l)));
-  }
+  for (int64_t e = 0; e < r.width(); e += W) store(logits + e, vexp(load(logits + e) - best));
   for (int64_t e = 0; e < r.E; e++) total += logits[e];
   for (int64_t e = 0; e < r.E; e++) logits[e] /= total;
   if (r.C > r.E) logits[r.E] = 1 / (1 + std::exp(-gate));

@@ -129,9 +129,10 @@ INLINE float max_of(V x) {
 #endif
 }
 
-// e^x within 1 ulp or so; 0 below -87.3, at most e^88.
+// e^x within 1 ulp or so; 0 below -87.3, at most e^88. NaN stays NaN: vmax and vmin give the second of two numbers if they
+// cannot be compared.
 INLINE V vexp(V x) {
-  V y = vmin(vmax(x, splat(-87.33f)), splat(88.0f));
+  V y = vmin(splat(88.0f), vmax(splat(-87.33f), x));
   V n = y * 1.44269504088896341f;
 #if defined(__AVX512F__)
   n = (V)_mm512_roundscale_ps((__m512)n, 0);

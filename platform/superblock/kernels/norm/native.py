@@ -47,9 +47,9 @@ def rms_norm(
     `x` is fp32 or bf16 with any strides, `weight` [D] or the last two dimensions of `x`.
     """
     x, weight = rows_of(x_D), weight_D.float().contiguous()
-    y_D = torch.empty(x_D.shape, dtype=dtype)
-    wide_D = torch.empty(x_D.shape if wide else 0, dtype=torch.float32)
-    scale_R = torch.empty(x_D.shape[:-1], dtype=torch.float32)
+    y_D = x_D.new_empty(x_D.shape, dtype=dtype)
+    wide_D = x_D.new_empty(x_D.shape if wide else 0, dtype=torch.float32)
+    scale_R = x_D.new_empty(x_D.shape[:-1], dtype=torch.float32)
     LIBRARY.call(
         "rms_norm_forward", x.tensor, _half(x_D.dtype), x.outer, x.inner, weight, int(weight.ndim > 1), eps,
         y_D, _half(dtype), wide_D if wide else None, scale_R, *row_counts(x_D),
@@ -69,8 +69,8 @@ def rms_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `x` and of `weight`, in their dtypes; of `weight` the same bits for any number of threads."""
     x, weight = rows_of(x_D), weight_D.float().contiguous()
-    dx_D, dweight = torch.empty(x_D.shape, dtype=x_D.dtype), torch.empty_like(weight)
-    partial = torch.empty(_MAX_BLOCKS, weight.numel())
+    dx_D, dweight = x_D.new_empty(x_D.shape), torch.empty_like(weight)
+    partial = weight.new_empty(_MAX_BLOCKS, weight.numel())
     dy = (None, 0, 0) if dy_D is None else rows_of(dy_D)
     dwide = (None, 0, 0) if dwide_D is None else rows_of(dwide_D)
     LIBRARY.call(
@@ -109,8 +109,8 @@ def gated_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """The result in `dtype`, and each row's scale. `x` is fp32, `gate` fp32 or bf16, both with any strides."""
     x, gate, weight = rows_of(x_D), rows_of(gate_D), weight_D.float().contiguous()
-    y_D = torch.empty(x_D.shape, dtype=dtype)
-    scale_R = torch.empty(x_D.shape[:-1], dtype=torch.float32)
+    y_D = x_D.new_empty(x_D.shape, dtype=dtype)
+    scale_R = x_D.new_empty(x_D.shape[:-1], dtype=torch.float32)
     LIBRARY.call(
         "gated_rms_norm_forward", *x, weight, gate.tensor, _half(gate_D.dtype), gate.outer, gate.inner, eps,
         y_D, _half(dtype), scale_R, *row_counts(x_D),
@@ -129,8 +129,8 @@ def gated_rms_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `x`, `weight` and `gate`, in their dtypes; of `weight` the same bits for any number of threads."""
     x, gate, dy, weight = rows_of(x_D), rows_of(gate_D), rows_of(dy_D), weight_D.float().contiguous()
-    dx_D, dgate_D = torch.empty(x_D.shape, dtype=x_D.dtype), torch.empty(gate_D.shape, dtype=gate_D.dtype)
-    dweight, partial = torch.empty_like(weight), torch.empty(_MAX_BLOCKS, weight.numel())
+    dx_D, dgate_D = x_D.new_empty(x_D.shape), gate_D.new_empty(gate_D.shape)
+    dweight, partial = torch.empty_like(weight), weight.new_empty(_MAX_BLOCKS, weight.numel())
     LIBRARY.call(
         "gated_rms_norm_backward", *x, weight, gate.tensor, _half(gate_D.dtype), gate.outer, gate.inner, scale_R,
         dy.tensor, _half(dy_D.dtype), dy.outer, dy.inner, dx_D, dgate_D, dweight, partial, *row_counts(x_D),

@@ -28,7 +28,7 @@ def swiglu(gate_up_2F: Tensor) -> Tensor:
     assert gate_up_2F.dtype in _DTYPES, f"the C++ SwiGLU takes fp32 and bf16, not {gate_up_2F.dtype}"
     rows, (M, G, width) = rows_of(gate_up_2F), row_counts(gate_up_2F)
     assert width % 2 == 0, "a row has as many gates as values"
-    y_F = torch.empty(*gate_up_2F.shape[:-1], width // 2, dtype=gate_up_2F.dtype)
+    y_F = gate_up_2F.new_empty(*gate_up_2F.shape[:-1], width // 2)
     half = int(y_F.dtype == torch.bfloat16)
     LIBRARY.call("swiglu_forward", rows.tensor, half, rows.outer, rows.inner, y_F, M, G, width // 2)
     return y_F
@@ -44,7 +44,7 @@ def swiglu_backward(gate_up_2F: Tensor, dy_F: Tensor) -> Tensor:
     """The gradient of `gate_up`, in its dtype, which is that of `dy`."""
     assert dy_F.dtype == gate_up_2F.dtype, "a gradient has the dtype of its tensor"
     rows, dy, (M, G, width) = rows_of(gate_up_2F), rows_of(dy_F), row_counts(gate_up_2F)
-    dgate_up_2F = torch.empty(gate_up_2F.shape, dtype=gate_up_2F.dtype)
+    dgate_up_2F = gate_up_2F.new_empty(gate_up_2F.shape)
     half = int(dy_F.dtype == torch.bfloat16)
     LIBRARY.call(
         "swiglu_backward", rows.tensor, half, rows.outer, rows.inner, *dy, dgate_up_2F, M, G, width // 2
