@@ -111,3 +111,16 @@ def test_operator_contract_and_choice() -> None:
     assert torch.equal(causal_conv(x, weight)[0], fused_conv(x, weight)[0])
     for other in (x.double(), x[..., :12], x.half()):
         assert module.unfit(other, weight) is not None
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    x, weight, state = (t.float() for t in make(2, 20, 16, 4))
+    pack = PackInfo.from_doc_ids(torch.tensor([[0] * 7 + [1] * 13]))
+    for wrong in (
+        lambda: fused_conv(x, weight[:8]),
+        lambda: fused_conv(x, weight, state_BWC=state[:1]),
+        lambda: fused_conv(x, weight, state_BWC=state[:, 1:]),
+        lambda: fused_conv(x, weight, pack=pack),
+    ):
+        with pytest.raises(ValueError, match=r"convolution in C\+\+: (weights|a state|documents) "):
+            wrong()

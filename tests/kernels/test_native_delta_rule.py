@@ -241,3 +241,37 @@ def test_a_mixer_learns_the_same_with_and_without(autocast: bool, monkeypatch: p
             losses.append(float(loss.detach()))
     torch.testing.assert_close(losses[:4], losses[4:], rtol=2e-2 if autocast else 1e-5, atol=0)
     assert losses[7] < 0.95 * losses[4]
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    q, k, v, g, beta, state = (x.float() for x in make_inputs(2, 20, 1, 2, 16, 32))
+    for wrong in (
+        lambda: fused(q, k[:1], v, g, beta),
+        lambda: fused(q, k, v[:, :19], g, beta),
+        lambda: fused(q, k, v, g[:1], beta),
+        lambda: fused(q, k, v, g, beta[..., :1]),
+        lambda: fused(q, k, v, g, beta, initial_state=state[:1]),
+        lambda: fused(q, k, v, g, beta, pack=pack_of([7, 13])),
+        lambda: fused(*(x.expand(-1, -1, 3, -1) for x in (q, k)), v, g, beta),
+    ):
+        with pytest.raises(ValueError, match=r"delta rule in C\+\+: "):
+            wrong()
+
+
+@pytest.mark.parametrize("decay", [-1e20, -torch.inf])
+def test_a_token_that_forgets_everything_leaves_later_decays_as_they_are(decay: float) -> None:
+    inputs = cast(make_inputs(1, 70, 1, 1, 16, 16), torch.float32)
+    with torch.no_grad():
+        inputs[3][:, [5, 40]] = decay
+    exact = recurrent(*cast(inputs, torch.float64)[:5])
+    assert_close(list(fused(*inputs[:5])), list(exact), 1e-5)
+    grads = torch.autograd.grad(fused(*inputs[:5])[0].sin().sum(), inputs[:5])
+    assert all(bool(x.isfinite().all()) for x in grads)
+
+
+def test_what_is_not_a_number_stays_visible() -> None:
+    inputs = [x.float() for x in make_inputs(1, 20, 1, 1, 16, 16)]
+    inputs[3][:, 5] = torch.nan
+    for tokens in (20, 10):
+        o, state = fused(*(x[:, :tokens] for x in inputs[:5]), chunk_size=16)
+        assert o[:, 5:].isnan().all() and state.isnan().all()

@@ -214,7 +214,7 @@ struct Chunk {
     float changes = 0;
     for (int i = 0; i < C; i++) {
       if (i < count) {
-        total += g[i * step];
+        total += std::max(g[i * step], -1e4f);  // e^-1e4 is 0, and larger numbers would take the digits of what follows
         if (ids && first + i > 0 && ids[i] != ids[i - 1]) changes += 1;
       }
       beta[i] = i < count ? strength[i * step] : 0.0f;

@@ -84,6 +84,26 @@ def _steps(*tensors: Tensor) -> list[int]:
     return [step for x in tensors for step in x.stride()[:3]]
 
 
+def _belong_together(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, initial: Tensor | None, documents: Tensor | None
+) -> None:
+    """Raises ValueError unless the source may read all of these together."""
+    (B, T, G, K), (H, V) = q.shape, v.shape[2:]
+    for name, t, dtype, shape in (
+        *(("keys", k, q.dtype, (B, T, G, K)), ("values", v, q.dtype, (B, T, H, V))),
+        *(("decays", g, torch.float32, (B, T, H)), ("strengths", beta, torch.float32, (B, T, H))),
+        ("a state", initial, torch.float32, (B, H, K, V)),
+        ("documents", documents, torch.int32, (B, T)),
+    ):
+        if t is not None and (t.shape != shape or t.dtype != dtype):
+            wrong = f"{name} {list(t.shape)} {t.dtype}"
+            raise ValueError(
+                f"delta rule in C++: {wrong} for queries {list(q.shape)} {q.dtype} and {H} heads of {V} values"
+            )
+    if H % G:
+        raise ValueError(f"delta rule in C++: {H} value heads are no multiple of {G} key heads")
+
+
 @torch.library.custom_op("superblock::delta_rule", mutates_args=(), device_types="cpu")
 def _forward(
     q_BTGK: Tensor,
@@ -100,6 +120,7 @@ def _forward(
 
     `chunk` 0 is the recurrence.
     """
+    _belong_together(q_BTGK, k_BTGK, v_BTHV, g_BTH, beta_BTH, initial_BHKV, documents_BT)
     q, k, v = (_last_contiguous(x) for x in (q_BTGK, k_BTGK, v_BTHV))
     o, last, states, residuals = _outputs(q, v, chunk, keep)
     LIBRARY.call(

@@ -42,9 +42,21 @@ def unfit(x_BTC: Tensor, weight_CW: Tensor) -> str | None:
 
 
 def _arguments(x: Tensor, weight: Tensor, state: Tensor | None, documents: Tensor | None) -> tuple[Any, ...]:
+    """What both entry points begin with.
+
+    Raises:
+        ValueError: if shapes or dtypes do not belong together.
+    """
+    (B, T, C), taps = x.shape, weight.shape[1]
+    for name, t, dtype, shape in (
+        ("weights", weight, torch.float32, (C, taps)),
+        ("a state", state, x.dtype, (B, taps - 1, C)),
+        ("documents", documents, torch.int32, (B, T)),
+    ):
+        if t is not None and (t.shape != shape or t.dtype != dtype or not t.is_contiguous()):
+            raise ValueError(f"convolution in C++: {name} {list(t.shape)} {t.dtype} for inputs {[B, T, C]} {x.dtype}")
     x = x if x.stride(2) == 1 else x.contiguous()
-    sizes = (x.stride(0), x.stride(1), *x.shape, weight.shape[1], x.dtype == torch.bfloat16)
-    return x, weight, state, documents, *sizes
+    return x, weight, state, documents, x.stride(0), x.stride(1), B, T, C, taps, x.dtype == torch.bfloat16
 
 
 @torch.library.custom_op("superblock::causal_conv", mutates_args=(), device_types="cpu")
