@@ -61,6 +61,9 @@ def test_exponential_rounding_and_products_at_every_level(source: Path, level: s
     torch.testing.assert_close(y[normal].double(), wanted[normal], rtol=5e-7, atol=0)
     assert (y[~normal] <= 1.2e-38).all()
     assert torch.equal(rounded, y.bfloat16())
+    x[::3] = torch.nan
+    library.call("exponential", x, y, rounded, len(x), 1.0)
+    assert torch.equal(y.isnan(), x.isnan()) and torch.equal(rounded.isnan(), x.isnan())
     a, b, c, transposed = torch.randn(16, 8), torch.randn(8, 32), torch.empty(16, 32), torch.empty(32, 16)
     library.call("product", a, b, c, transposed)
     torch.testing.assert_close(c.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-5)
@@ -160,3 +163,69 @@ def test_levels_are_ordered_by_what_they_need(monkeypatch: pytest.MonkeyPatch) -
     assert processor.best_level() == "plain"
     monkeypatch.undo()
     processor.best_level.cache_clear()
+
+
+def test_an_older_compiler_gets_the_level_it_knows(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = levels()
+    newest = [flag for flag in processor.FLAGS[names[-1]] if flag not in processor.FLAGS[names[-2:][0]]]
+    if not newest:
+        pytest.skip("there is no level below this one")
+    older = tmp_path / "older-g++"
+    refuse = f'case "$*" in *{newest[-1]}*) echo "error: unrecognized {newest[-1]}" >&2; exit 1;; esac'
+    older.write_text(f'#!/bin/sh\n{refuse}\nexec {build.compiler()[0]} "$@"\n')
+    older.chmod(0o755)
+    monkeypatch.setenv("CXX", str(older))
+    build.compiler.cache_clear()
+    try:
+        library = NativeLibrary(source, check=lambda: None)
+        assert library.why_not() is None and library.level == library.wanted_level == names[-2]
+        monkeypatch.setenv(processor.VARIABLE, names[-1])
+        assert newest[-1] in (NativeLibrary(source, check=lambda: None).why_not() or ""), (
+            "what is forced is not replaced"
+        )
+    finally:
+        build.compiler.cache_clear()
+
+
+def test_without_shared_threads_only_when_forced(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with clang, or where torch has another OpenMP: one thread would do the work of all."""
+    found = build.compiler()[0]
+    monkeypatch.setattr(build, "compiler", lambda: (found, "some clang version 19"))
+    torch.set_num_threads(2)
+    assert "one of torch's 2 threads" in (NativeLibrary(source, check=lambda: None).why_not() or "")
+    monkeypatch.setenv(processor.VARIABLE, "plain")
+    x = torch.linspace(-3, 3, 64)
+    y, rounded = torch.empty_like(x), torch.empty_like(x, dtype=torch.bfloat16)
+    library = NativeLibrary(source, check=lambda: None)
+    assert library.why_not() is None
+    library.call("exponential", x, y, rounded, len(x), 1.0)
+    torch.testing.assert_close(y, x.exp())
+
+
+def test_torch_s_own_pool_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
+    maps = [
+        f"7f00-7f01 r-xp 0 0:0 1  {path}\n" for path in ("/a/scikit_learn.libs/libgomp-1.so", beside, "/z/libgomp.so")
+    ]
+    monkeypatch.setattr(Path, "read_text", lambda self: "".join(maps))
+    build.openmp.cache_clear()
+    try:
+        assert build.openmp() == beside
+    finally:
+        monkeypatch.undo()
+        build.openmp.cache_clear()
+
+
+def test_checked_in_plain_torch(source: Path) -> None:
+    seen = []
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            library = NativeLibrary(source, check=lambda: seen.append(torch.zeros(1)))
+            assert library.why_not() is None
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (seen[0].dtype, seen[0].device.type) == (torch.float32, "cpu")

@@ -52,12 +52,49 @@ def compiler() -> tuple[str, str]:
 
 @functools.cache
 def openmp() -> Path | None:
-    """The GNU OpenMP library that torch has loaded; None if it has another, and then kernels run on one thread."""
+    """The GNU OpenMP library that torch has loaded; None if it has another. Other packages may have loaded their own."""
     try:
         loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
     except OSError:
         return None
-    return Path(min(loaded)) if loaded else None
+    beside_torch = str(Path(torch.__file__).parent)
+    return Path(min(loaded, key=lambda path: (not path.startswith(beside_torch), path))) if loaded else None
+
+
+def shares_threads() -> bool:
+    """Whether kernels run on torch's pool of threads; else on one thread. What clang compiles needs another library.
+
+    Raises:
+        BuildError: if there is no compiler.
+    """
+    return openmp() is not None and "clang" not in compiler()[1]
+
+
+@functools.cache
+def _accepts(path: str, level: str) -> bool:
+    """Whether a compiler knows the flags of a level: GCC 9 has none for bf16, GCC 10 none for AMX."""
+    line = [path, *processor.FLAGS[level], "-fsyntax-only", "-xc++", os.devnull]
+    return subprocess.run(line, capture_output=True, check=False).returncode == 0
+
+
+def chosen_level() -> str | None:
+    """That of `processor`; unless it is forced, the next lower one whose flags the compiler knows.
+
+    Raises:
+        BuildError: if there is no compiler, or one thread would do the work of all, which takes longer than torch does.
+        ValueError: as `processor.level`.
+    """
+    wanted = processor.level()
+    if wanted is None or processor.forced():
+        return wanted
+    if not shares_threads() and (threads := torch.get_num_threads()) > 1:
+        raise BuildError(
+            f"without g++ and GNU OpenMP in torch it would run on one of torch's {threads} threads; "
+            f"{processor.VARIABLE}={wanted} runs it all the same"
+        )
+    names = list(processor.FLAGS)
+    lower = reversed(names[: names.index(wanted) + 1])
+    return next((name for name in lower if _accepts(compiler()[0], name)), names[0])
 
 
 def cache_folder() -> Path:
@@ -69,7 +106,7 @@ def cache_folder() -> Path:
 
 def command(level: str) -> list[str]:
     """The compiler and its flags, without files."""
-    threads = ["-fopenmp"] if openmp() else []
+    threads = ["-fopenmp"] if shares_threads() else []
     return [compiler()[0], *_COMMON, *processor.FLAGS[level], *threads, f"-I{HEADERS}"]
 
 

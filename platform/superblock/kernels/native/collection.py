@@ -69,7 +69,7 @@ def prepare(announce: Callable[[str], None] = lambda text: None) -> Prepared:
 
 
 def _is_built(library: NativeLibrary) -> bool:
-    """False also without a compiler: then nothing is compiled, and `why_not` says so."""
+    """True also without a compiler: then nothing is compiled, and `why_not` says so."""
     try:
         return is_built(library.source, library.wanted_level or "")
     except BuildError:
@@ -77,5 +77,5 @@ def _is_built(library: NativeLibrary) -> bool:
 
 
 def _compile(library: NativeLibrary) -> None:
-    with contextlib.suppress(BuildError):  # `why_not` meets it again and keeps the reason
+    with contextlib.suppress(Exception):  # `why_not` meets it again and keeps the reason
         build(library.source, library.wanted_level or "")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from superblock.kernels.native import processor
-from superblock.kernels.native.build import BuildError, build, load
+from superblock.kernels.native.build import BuildError, build, chosen_level, load
 
 Argument = Tensor | int | float | None
 
@@ -46,8 +46,8 @@ class NativeLibrary:
     def wanted_level(self) -> str | None:
         """The level it is going to be built for; None if it is turned off or cannot be had, which `why_not` explains."""
         try:
-            return self._asked or processor.level()
-        except ValueError:
+            return self._asked or chosen_level()
+        except (BuildError, ValueError):
             return None
 
     def at(self, level: str) -> "NativeLibrary":
@@ -64,7 +64,7 @@ class NativeLibrary:
 
     def _try(self) -> None:
         try:
-            self._level = self._asked or processor.level()
+            self._level = self._asked or chosen_level()
             if self._level is None:
                 self._reason = f"{processor.VARIABLE}=off"
             else:
@@ -94,9 +94,13 @@ class NativeLibrary:
 @contextmanager
 def _plain_torch() -> Iterator[None]:
     """With gradients, in full precision and on real tensors, whatever surrounds the call that needs the library."""
-    full = torch.autocast("cpu", enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), _disable_current_modes(), full:
-        yield
+    full, dtype = torch.autocast("cpu", enabled=False), torch.get_default_dtype()
+    with torch.inference_mode(False), torch.enable_grad(), _disable_current_modes(), full, torch.device("cpu"):
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def _c_value(argument: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:

@@ -12,12 +12,15 @@ from pathlib import Path
 VARIABLE = "SUPERBLOCK_NATIVE"
 """Environment variable: a level, or `off`."""
 
+# just what `_NEEDS` asks the processor for, in words that GCC knew before it had names for levels
+_AVX2 = ["-mavx2", "-mfma", "-mbmi2", "-mf16c"]
+_AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl"]
 FLAGS = {
     "plain": [],
-    "avx2": ["-march=x86-64-v3"],
-    "avx512": ["-march=x86-64-v4"],
-    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
-    "amx": ["-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+    "avx2": _AVX2,
+    "avx512": _AVX512,
+    "avx512_bf16": [*_AVX512, "-mavx512bf16"],
+    "amx": [*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 """Compiler flags of each level, lowest first; each processor has all levels below its own."""
 
@@ -52,15 +55,20 @@ def best_level() -> str:
     return best
 
 
+def forced() -> bool:
+    """Whether `SUPERBLOCK_NATIVE` names a level, or turns everything off."""
+    return os.environ.get(VARIABLE, "auto") not in ("", "auto")
+
+
 def level() -> str | None:
     """The level to use: the best one, or what `SUPERBLOCK_NATIVE` says; None is off.
 
     Raises:
         ValueError: for a level that does not exist, or that this processor has not.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
-    if wanted in ("", "auto"):
+    if not forced():
         return best_level()
+    wanted = os.environ[VARIABLE]
     if wanted == "off":
         return None
     if wanted not in FLAGS:
