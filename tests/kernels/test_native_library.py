@@ -205,10 +205,9 @@ def test_without_shared_threads_only_when_forced(source: Path, monkeypatch: pyte
 
 
 def test_torch_s_own_pool_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    beside = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
-    maps = [
-        f"7f00-7f01 r-xp 0 0:0 1  {path}\n" for path in ("/a/scikit_learn.libs/libgomp-1.so", beside, "/z/libgomp.so")
-    ]
+    monkeypatch.setattr(torch, "__file__", "/my things/torch/__init__.py")
+    beside, others = Path("/my things/torch/lib/libgomp.so.1"), ("/a/scikit_learn.libs/libgomp-1.so", "/z/libgomp.so.1")
+    maps = [f"7f00-7f01 r-xp 0 0:0 1      {path}\n" for path in (*others, beside)]
     monkeypatch.setattr(Path, "read_text", lambda self: "".join(maps))
     build.openmp.cache_clear()
     try:

@@ -54,9 +54,10 @@ def compiler() -> tuple[str, str]:
 def openmp() -> Path | None:
     """The GNU OpenMP library that torch has loaded; None if it has another. Other packages may have loaded their own."""
     try:
-        loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+        maps = Path("/proc/self/maps").read_text()
     except OSError:
         return None
+    loaded = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "libgomp" in line}
     beside_torch = str(Path(torch.__file__).parent)
     return Path(min(loaded, key=lambda path: (not path.startswith(beside_torch), path))) if loaded else None
 
