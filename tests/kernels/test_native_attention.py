@@ -134,6 +134,16 @@ def test_what_is_not_a_number_stays_visible() -> None:
     k[0, 20] = math.nan
     o = attention(q, k, v, None, 0, 0)[0]
     assert o[:, :20].isfinite().all() and o[:, 20:].isnan().all()
+    rows = torch.ones(1, 40, 6, 32)
+    rows[0, 20, 4] = math.nan  # a gate
+    y = attention_layer(rows, *torch.ones(2, 32), torch.arange(40)[None], False, 2, 1, 0, 4, 1e4, 1e-6)[0]
+    assert torch.equal(y.isnan().any(-1).nonzero(), torch.tensor([[0, 20, 0]]))
+
+
+def test_documents_that_began_before_the_row() -> None:
+    q, k, v, _ = (x.float() for x in make(1, 40, 40, 2, 1, 32))
+    y = attention(q, k, v, torch.arange(1000, 1040)[None], 0, 0)[0]
+    assert torch.equal(y, attention(q, k, v, None, 0, 0)[0])
 
 
 def test_strides(level: str) -> None:

@@ -127,8 +127,8 @@ def attention_backward(
     positions = _positions(position_ids_BT, q)
     # keys that no query sees are not visited
     whole = k.shape[1] == q.shape[1]
-    dq = torch.empty(q.shape, dtype=q.dtype)
-    dk, dv = ((torch.empty if whole else torch.zeros)(x.shape, dtype=x.dtype) for x in (k, v))
+    dq = q.new_empty(q.shape)
+    dk, dv = ((x.new_empty if whole else x.new_zeros)(x.shape) for x in (k, v))
     problem = _problem(q, k, v, None, positions, window, query_start, position_ids_BT is not None, (dq, dk, dv, None))
     LIBRARY.call(
         "attention_backward", problem, q, k, v, None, None, None, None, None, positions, 0.0,
@@ -198,7 +198,7 @@ def attention_layer_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of the rows, contiguous, and of both norms' weights."""
     rows = _rows(rows_BTnK)
-    drows = torch.empty(rows.shape, dtype=rows.dtype)
+    drows = rows.new_empty(rows.shape)
     q, k, v, gate = _heads(rows, H, G)
     grads = _heads(drows, H, G)
     positions, tables, weights = _turn(rows, query_norm_K, key_norm_K, position_ids_BT, rotated, theta)
@@ -242,7 +242,7 @@ def attention_positions(
 ) -> Tensor:  # fmt: skip
     """Queries and keys [B, T, H + G, K] after norm and rotation, of rows that begin with them; for decoding, no gradient."""
     rows = _rows(rows_BTnK)
-    turned = torch.empty(*rows.shape[:2], H + G, rows.shape[-1], dtype=rows.dtype)
+    turned = rows.new_empty(*rows.shape[:2], H + G, rows.shape[-1])
     q, k, to_q, to_k = rows[:, :, :H], rows[:, :, H : H + G], turned[:, :, :H], turned[:, :, H:]
     positions, tables, weights = _turn(rows, query_norm_K, key_norm_K, position_ids_BT, rotated, theta)
     problem = _problem(q, k, k, None, positions, 0, 0, False, (to_q, to_k, to_k, None), rotated=rotated)
@@ -305,7 +305,7 @@ def _turn(
 @functools.lru_cache(maxsize=8)  # every layer of a step asks for the same
 def _tables(length: int, rotated: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the positions below `length`, fp32 [length, rotated / 2]."""
-    cosine, sine = angles(torch.arange(length), rotated, theta)
+    cosine, sine = angles(torch.arange(length, device="cpu"), rotated, theta)
     return cosine.squeeze(1).contiguous(), sine.squeeze(1).contiguous()
 
 
@@ -331,7 +331,7 @@ def _problem(
     numbers += (0, 0) if positions is None else positions.stride()
     for x in (q, k, v, gate, *grads):
         numbers += (0, 0, 0) if x is None else x.stride()[:3]
-    return torch.tensor(numbers, dtype=torch.int64)
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
 def _check() -> None:

@@ -121,7 +121,7 @@ static void visible(const Problem& p, const Turn& turn, int64_t b, int64_t colum
       low[c] = INT32_MAX, high[c] = (int32_t)p.end() - 1;
       continue;
     }
-    if (p.packed) from = t - position_of(p, turn, b, t);
+    if (p.packed) from = std::max<int64_t>(0, t - position_of(p, turn, b, t));
     if (p.window) from = std::max(from, at - p.window + 1);
     low[c] = (int32_t)from, high[c] = (int32_t)at;
   }
