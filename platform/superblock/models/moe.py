@@ -59,14 +59,14 @@ class MoE(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         """The layer's contribution to the residual stream, and what its router did."""
-        h_ND = (x_BTD if self.norm is None else self.norm(x_BTD)).flatten(0, 1)
-        with fp32_island(h_ND.device.type):
-            routes = self._routes(h_ND)
+        h_BTD, unrounded_BTD = (x_BTD, x_BTD) if self.norm is None else self.norm.for_products_and_wide(x_BTD)
+        with fp32_island(x_BTD.device.type):
+            routes = self._routes(unrounded_BTD.flatten(0, 1))
         shared = None
         if self.shared_gate_up is not None and self.shared_down is not None:
             shared = self.shared_gate_up, self.shared_down
         y_ND, power_2 = mix_experts(
-            h_ND,
+            h_BTD.flatten(0, 1),
             self.gate_up,
             self.down,
             routes.index_Nk,
