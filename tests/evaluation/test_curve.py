@@ -26,8 +26,9 @@ def test_same_data_same_bytes(tmp_path: Path, kind: str) -> None:
 
 
 def test_lines_marks_and_references() -> None:
-    (axes,) = draw(POINTS, REFERENCES).axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    figure = draw(POINTS, REFERENCES)
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["training", "validation", "test 1.520", "trigram 1.674", "xz -9e 1.586"]
     train, _, test, trigram, _ = axes.get_lines()
     assert len(train.get_xdata()) == 59 and test.get_marker() == "o"

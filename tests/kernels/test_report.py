@@ -38,6 +38,7 @@ def test_libraries_are_found_without_a_list(root: Path) -> None:
 
 
 def test_sources_are_compiled_side_by_side_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUPERBLOCK_CACHE", str(tmp_path / "cache"))  # kernels are otherwise kept between sessions
     made = {}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -55,7 +55,8 @@ def draw(points: Mapping[str, Points], reference_points: Mapping[str, float]) ->
     axes.grid(alpha=0.25, color=INK, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
-    axes.legend(frameon=False, labelcolor=INK, loc="upper right")
+    # above the axes, where it covers neither curve nor reference
+    figure.legend(frameon=False, labelcolor=INK, loc="outside upper center", ncols=6, columnspacing=1.2, fontsize=9)
     return figure
 
 
