@@ -160,11 +160,14 @@ static void add_up(const float* parts, int64_t count, int64_t K, float* out) {
     for (int64_t d = 0; d < K; d += W) store(out + d, load(out + d) + load(parts + i * K + d));
 }
 
-// Splits of a kv head's keys: one where there are kv heads enough for all threads.
-static int64_t splits_for(const Problem& p, int64_t blocks, int64_t threads) {
+constexpr int64_t MOST_OF_SPLITS = 1 << 26;  // floats, 256 MiB: every split has query gradients of its own
+
+// Splits of a kv head's keys: one where there are kv heads enough for all threads, or where more would fill the memory.
+static int64_t splits_for(const Problem& p, int64_t blocks, int64_t threads, int64_t floats_each) {
   int64_t heads = p.B * p.G;
   if (heads % threads == 0 || heads >= 4 * threads) return 1;
-  return std::min(blocks, (4 * threads + heads - 1) / heads);
+  int64_t affordable = std::max<int64_t>(1, MOST_OF_SPLITS / std::max<int64_t>(1, floats_each));
+  return std::min({blocks, (4 * threads + heads - 1) / heads, affordable});
 }
 
 template <class E>
@@ -173,8 +176,9 @@ static void backward(const Problem& p, const Inputs<E>& in, const Gradients<E>& 
   int64_t heads = p.B * p.G, K = p.K;
   Partial sums{};
   sums.keys = round_up(p.end() - p.first(), KEYS), sums.tiles = round_up(p.N(), GROUP) / COLUMN_BLOCK;
-  sums.splits = splits_for(p, sums.keys / KEYS, threads);
-  int64_t of_queries = sums.splits * heads * sums.tiles * K * COLUMN_BLOCK, of_keys = heads * sums.keys * K;
+  int64_t of_split = heads * sums.tiles * K * COLUMN_BLOCK, of_keys = heads * sums.keys * K;
+  sums.splits = splits_for(p, sums.keys / KEYS, threads, of_split);
+  int64_t of_queries = sums.splits * of_split;
   float* memory = scratch<float>(of_queries + 2 * of_keys + heads * (sums.tiles + sums.splits) * K);
   sums.dq = memory, sums.dk = sums.dq + of_queries, sums.dv = sums.dk + of_keys;
   sums.query_weights = sums.dv + of_keys, sums.key_weights = sums.query_weights + heads * sums.tiles * K;
