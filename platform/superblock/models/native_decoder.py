@@ -40,6 +40,8 @@ def decode_natively(model: nn.Module, ids_BT: Tensor, cache: Cache) -> ModelOutp
         return None
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return None
+    if next(model.parameters()).dtype != torch.float32:  # told from one, before all are gathered anew for every token
+        return None
     trunk = _TRUNKS.get(model)
     if trunk is None or not trunk.is_current():
         trunk = _TRUNKS[model] = _Trunk(model)
