@@ -121,7 +121,8 @@ def test_ctrl_c_ends_the_server(workplace: Path, monkeypatch: pytest.MonkeyPatch
 
 
 SERVE = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, such as these tests, ignore Ctrl-C
 from superblock.config.tracking import TrackingConfig
 from superblock.tracking.store import open_store
 from superblock.tracking.server import serve
