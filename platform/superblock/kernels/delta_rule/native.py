@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from superblock.kernels.delta_rule.reference import recurrent
 from superblock.kernels.native import NativeLibrary
@@ -225,24 +224,23 @@ _forward.register_autograd(_differentiate, setup_context=_setup)
 
 def _check() -> None:
     """Two packed rows with shared key heads, forward and backward, against the recurrence in float64."""
-    with torch.inference_mode(False), torch.enable_grad(), _disable_current_modes():
-        generator = torch.Generator().manual_seed(0)
-        shapes = ((2, 40, 1, 16), (2, 40, 1, 16), (2, 40, 2, 32), (2, 40, 2), (2, 40, 2), (2, 2, 16, 32))
-        exact = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
-        exact[3], exact[4] = -exact[3].abs(), 2 * exact[4].sigmoid()
-        pack = PackInfo.from_doc_ids(torch.tensor([0] * 7 + [1] * 14 + [2] * 19).expand(2, -1))
-        results = []
-        for form, dtype in ((recurrent, torch.float64), (fused, torch.float32)):
-            leaves = [x.to(dtype).requires_grad_() for x in exact]
-            o, state = form(*leaves[:5], pack=pack, initial_state=leaves[5])
-            grads = torch.autograd.grad(o.sin().sum() + state.cos().sum(), leaves)
-            results.append([o, state, *grads])
-        few = fused(*(x[:, :5].float() for x in exact[:5]), initial_state=exact[5].float())[0]
-        want = recurrent(*(x[:, :5] for x in exact[:5]), initial_state=exact[5])[0]
-        names = ("o", "state", "dq", "dk", "dv", "dg", "dbeta", "dinitial", "few tokens")
-        for name, a, b in zip(names, [*results[0], want], [*results[1], few], strict=True):
-            error = float((a - b).detach().norm() / a.detach().norm())
-            assert error < 1e-4, f"relative error of {name} is {error:.1e}"
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 40, 1, 16), (2, 40, 1, 16), (2, 40, 2, 32), (2, 40, 2), (2, 40, 2), (2, 2, 16, 32))
+    exact = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    exact[3], exact[4] = -exact[3].abs(), 2 * exact[4].sigmoid()
+    pack = PackInfo.from_doc_ids(torch.tensor([0] * 7 + [1] * 14 + [2] * 19).expand(2, -1))
+    results = []
+    for form, dtype in ((recurrent, torch.float64), (fused, torch.float32)):
+        leaves = [x.to(dtype).requires_grad_() for x in exact]
+        o, state = form(*leaves[:5], pack=pack, initial_state=leaves[5])
+        grads = torch.autograd.grad(o.sin().sum() + state.cos().sum(), leaves)
+        results.append([o, state, *grads])
+    few = fused(*(x[:, :5].float() for x in exact[:5]), initial_state=exact[5].float())[0]
+    want = recurrent(*(x[:, :5] for x in exact[:5]), initial_state=exact[5])[0]
+    names = ("o", "state", "dq", "dk", "dv", "dg", "dbeta", "dinitial", "few tokens")
+    for name, a, b in zip(names, [*results[0], want], [*results[1], few], strict=True):
+        error = float((a - b).detach().norm() / a.detach().norm())
+        assert error < 1e-4, f"relative error of {name} is {error:.1e}"
 
 
 LIBRARY = NativeLibrary(Path(__file__).with_name("native.cpp"), check=_check)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from superblock.kernels.native import NativeLibrary
 from superblock.kernels.packing import PackInfo
@@ -133,18 +132,17 @@ def _check() -> None:
     """Two packed rows that continue a state, forward and backward, against shifted products in float64."""
     from superblock.kernels.delta_rule.convolution import shifted_conv
 
-    with torch.inference_mode(False), torch.enable_grad(), _disable_current_modes():
-        generator = torch.Generator().manual_seed(0)
-        exact = [torch.randn(s, generator=generator, dtype=torch.float64) for s in ((2, 37, 48), (48, 4), (2, 3, 48))]
-        pack = PackInfo.from_doc_ids(torch.tensor([0] * 2 + [1] * 14 + [2] * 21).expand(2, -1))
-        results = []
-        for form, dtype in ((shifted_conv, torch.float64), (fused_conv, torch.float32)):
-            x, weight, state = (t.to(dtype).requires_grad_() for t in exact)
-            y, last = form(x, weight, pack=pack, state_BWC=state)
-            results.append([y, last, *torch.autograd.grad(y.sin().sum() + last.sin().sum(), (x, weight, state))])
-        for name, a, b in zip(("y", "last", "dx", "dweight", "dstate"), *results, strict=True):
-            error = float((a - b).detach().norm() / a.detach().norm())
-            assert error < 1e-5, f"relative error of {name} is {error:.1e}"
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(s, generator=generator, dtype=torch.float64) for s in ((2, 37, 48), (48, 4), (2, 3, 48))]
+    pack = PackInfo.from_doc_ids(torch.tensor([0] * 2 + [1] * 14 + [2] * 21).expand(2, -1))
+    results = []
+    for form, dtype in ((shifted_conv, torch.float64), (fused_conv, torch.float32)):
+        x, weight, state = (t.to(dtype).requires_grad_() for t in exact)
+        y, last = form(x, weight, pack=pack, state_BWC=state)
+        results.append([y, last, *torch.autograd.grad(y.sin().sum() + last.sin().sum(), (x, weight, state))])
+    for name, a, b in zip(("y", "last", "dx", "dweight", "dstate"), *results, strict=True):
+        error = float((a - b).detach().norm() / a.detach().norm())
+        assert error < 1e-5, f"relative error of {name} is {error:.1e}"
 
 
 LIBRARY = NativeLibrary(Path(__file__).with_name("native_convolution.cpp"), check=_check)
