@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from superblock.config.fields import ConfigError
+from superblock.config.fields import ConfigError, restore
 from superblock.config.model import ModelConfig
-from superblock.generation.session import Session, load, restore_config
+from superblock.generation.session import Session, load
 from superblock.models.cache import Cache
 from superblock.models.language_model import SuperblockModel
 from superblock.training.manifest import CheckpointError
@@ -166,7 +166,7 @@ def test_a_loaded_session_writes_the_same_text(session: Session, make_run: Calla
 
 
 def test_a_configuration_from_another_version_is_named() -> None:
-    assert restore_config(ModelConfig, {"gqa": {"window": 5}}, "model").gqa.window == 5
+    assert restore(ModelConfig, {"gqa": {"window": 5}}, "model").gqa.window == 5
     with pytest.raises(ConfigError, match=r"model\.gqa\.colour=3"):
-        restore_config(ModelConfig, {"gqa": {"colour": 3}}, "model")
+        restore(ModelConfig, {"gqa": {"colour": 3}}, "model")
     assert issubclass(CheckpointError, ConfigError)

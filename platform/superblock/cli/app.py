@@ -3,12 +3,13 @@
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 from superblock.cli.commands import COMMANDS, STAGE_GROUP, Command, options
 from superblock.config.fields import ConfigError, validate
+from superblock.config.run import RunConfig
 
 C = TypeVar("C")
 
@@ -83,6 +84,24 @@ def compose(command: Command) -> list[tuple[str, Any]]:
     with _plain_errors():
         hydra.main(version_base="1.3", config_path="pkg://superblock.conf", config_name=command.name)(keep)()
     return jobs
+
+
+def compose_run(overrides: Sequence[str]) -> RunConfig:
+    """The checked configuration of `run` with these words on its command line; for what belongs to another run.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    command = COMMANDS["run"]
+    register(command)
+    GlobalHydra.instance().clear()
+    with initialize_config_module("superblock.conf", version_base="1.3"):
+        composed = compose("run", overrides=list(overrides))
+    config: RunConfig = configuration(command, composed)
+    return config
 
 
 def configuration(command: Command, composed: Any) -> Any:

@@ -134,6 +134,26 @@ def differences(there: Any, here: Any, key: str, leave_out: Collection[str] = ()
         yield key, there, here
 
 
+def restore(section: type, values: Mapping[str, Any], key: str) -> Any:
+    """A configuration section from what `dataclasses.asdict` made of it.
+
+    Args:
+        key: what the section is called in an error.
+
+    Raises:
+        ConfigError: for a key that this version does not know.
+    """
+    result = section()
+    known = {f.name for f in fields(result)}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"{key}.{name}={value}: this setting was recorded, and this version does not know it")
+        default = getattr(result, name)
+        nested = is_dataclass(default) and not isinstance(default, type)
+        setattr(result, name, restore(type(default), value, f"{key}.{name}") if nested else value)
+    return result
+
+
 def closest(word: object, known: Sequence[str] | Mapping[str, Any]) -> list[str]:
     """The known name most like a misspelt one, as a list of at most one."""
     return get_close_matches(str(word), list(known), n=1, cutoff=0.6)

@@ -10,6 +10,7 @@ from typing import Any
 from superblock.config.data import DataConfig
 from superblock.config.evaluation import EvaluationConfig
 from superblock.config.fields import knob, section
+from superblock.config.growth import GrowthConfig
 from superblock.config.model import ModelConfig
 from superblock.config.optim import OptimConfig, ScheduleConfig
 from superblock.config.stage import ScaleConfig, StageConfig
@@ -32,9 +33,20 @@ class RunConfig:
     trainer: TrainerConfig = section(TrainerConfig, "training loop")
     tracking: TrackingConfig = section(TrackingConfig, "MLflow")
     evaluation: EvaluationConfig = section(EvaluationConfig, "validation and test")
+    growth: GrowthConfig = section(GrowthConfig, "beginning from the stage before")
     seed: int = knob(1, "seed of initial weights, data order and dropout", minimum=0, maximum=2**31 - 1)
     resume: str = knob(
         "none", "none: a new run; auto: continue the newest interrupted run of this configuration; or a run's name"
+    )
+    parent: str = knob(
+        "auto",
+        "what the weights begin from: auto (the promoted model of the stage before, if there is one), required (that or an "
+        "error), none (from scratch), or a run's name",
+    )
+    promote: bool | None = knob(
+        None,
+        "check the stage's gates after training and register a model that passes; null does so where the run has the "
+        "stage's own budget",
     )
     name: str | None = knob(
         None, "name of the run's folder below runs/; null makes one from stage, scale, seed and time"
@@ -77,6 +89,9 @@ class GenerateConfig:
     temperature: float = knob(0.8, "0 takes the most likely token; higher is more varied", minimum=0, maximum=100)
     top_k: int = knob(0, "sample among the k most likely tokens; 0 is all", minimum=0)
     top_p: float = knob(0.95, "sample among the most likely tokens that hold this probability", above=0, maximum=1)
+    exit_at: int | None = knob(
+        None, "superblocks to use: the model that ends at this one's exit; null uses all", minimum=1
+    )
     samples: int = knob(1, "texts to generate", minimum=1, maximum=256)
     stop: str | None = knob(None, "text that ends a sample")
     seed: int = knob(1, "seed of sampling", minimum=0, maximum=2**31 - 1)
@@ -98,5 +113,7 @@ def fingerprint(config: RunConfig) -> str:
     trainer = config.trainer
     parts["trainer"] = [trainer.budget, trainer.batch_size, trainer.precision]
     parts["seed"] = config.seed
+    if config.parent not in ("auto", "none"):
+        parts["parent"] = [config.parent, asdict(config.growth)]
     del parts["data"]["cache_dir"], parts["data"]["workers"]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

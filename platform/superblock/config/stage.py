@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from superblock.config.budget import Budget
 from superblock.config.fields import knob
+from superblock.config.growth import StatementConfig
 
 
 @dataclass
@@ -17,6 +18,8 @@ class StageConfig:
     superblocks: int = knob(1, "superblocks", minimum=1)
     parent: str | None = knob(None, "stage this one grows from")
     budget: dict[str, str | None] = knob(dict, "training budget by scale")
+    gates: dict[str, StatementConfig] = knob(dict, "properties that must hold before the stage is promoted")
+    claims: dict[str, StatementConfig] = knob(dict, "hypotheses that are measured and never stop anything")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for scale, text in self.budget.items():

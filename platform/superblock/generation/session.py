@@ -1,7 +1,7 @@
 """A loaded model that continues texts, token by token through its cache. Legend: B texts, T tokens, V vocabulary."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from superblock.config.fields import ConfigError
+from superblock.config.fields import restore
 from superblock.config.model import ModelConfig
 from superblock.data.tokenizer import end_of_text
 from superblock.data.tokenizer import load as load_tokenizer
@@ -158,32 +158,13 @@ def load_checkpoint(path: Path) -> Session:
         ConfigError: if it cannot be used.
     """
     tokenizer = load_tokenizer(tokenizer_path(path))
-    config = restore_config(ModelConfig, load_config(path).get("model", {}), "model")
+    config = restore(ModelConfig, load_config(path).get("model", {}), "model")
     config.gdn.backend = config.gqa.backend = config.moe.backend = (
         "auto"  # those of the training machine may not run here
     )
     model = build_model(config, seed=0)
     load_model_weights(path, model)
     return Session(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer)
-
-
-def restore_config(section: type, values: dict[str, Any], key: str) -> Any:
-    """A configuration section from what `dataclasses.asdict` made of it.
-
-    Raises:
-        ConfigError: for a key that this version does not know.
-    """
-    result = section()
-    known = {f.name for f in fields(result)}
-    for name, value in values.items():
-        if name not in known:
-            raise ConfigError(
-                f"{key}.{name}={value}: the checkpoint has this setting, which this version does not know"
-            )
-        default = getattr(result, name)
-        nested = is_dataclass(default) and not isinstance(default, type)
-        setattr(result, name, restore_config(type(default), value, f"{key}.{name}") if nested else value)
-    return result
 
 
 def _repeat(cache: Cache, samples: int) -> None:

@@ -39,11 +39,10 @@ import torch
 from torch import Tensor, nn
 
 from superblock.config.fields import ConfigError
+from superblock.config.growth import METHODS
 from superblock.config.model import ModelConfig
 from superblock.models.init import WRITERS, leaf_name, local_region
 from superblock.models.language_model import SuperblockModel
-
-METHODS = ("identity", "stack", "interpolate", "none")
 
 MAY_DIFFER = frozenset({
     "num_superblocks", "file", "expect_params", "max_sequence_length", "init_std", "cross_entropy_chunk",
