@@ -47,9 +47,13 @@ def _mix(value: NDArray[np.uint64], key: int, number: int) -> NDArray[np.uint64]
     return z ^ (z >> np.uint64(31))
 
 
-def windows_of_step(step: int, *, batch_size: int, num_windows: int, seed: int) -> Index:
-    """[B] the windows of one global batch; the only place that decides the order of training."""
-    position = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+def windows_of_step(step: int, *, batch_size: int, num_windows: int, seed: int, skipped: int = 0) -> Index:
+    """[B] the windows of one global batch; the only place that decides the order of training.
+
+    Args:
+        skipped: windows of that order which the ancestors of a grown model have read.
+    """
+    position = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64) + skipped
     epoch, place = position // num_windows, position % num_windows
     windows = np.empty_like(position)
     for number in np.unique(epoch).tolist():
@@ -77,16 +81,16 @@ class TrainingBatch:
     """Makes the batch of a step for one rank; a class, so that worker processes can take it along."""
 
     def __init__(
-        self, tokens: TokenFile, T: int, B: int, seed: int, first_step: int, rank: int, world_size: int
+        self, tokens: TokenFile, T: int, B: int, seed: int, first_step: int, skipped: int, rank: int, world_size: int
     ) -> None:
-        self.tokens, self.T, self.B, self.seed, self.first_step = tokens, T, B, seed, first_step
+        self.tokens, self.T, self.B, self.seed = tokens, T, B, seed
+        self.first_step, self.skipped = first_step, skipped
         self.num_windows = (len(tokens) - 1) // T
         self.mine = slice(rank * B // world_size, (rank + 1) * B // world_size)
 
     def __call__(self, index: int) -> Batch:
-        windows = windows_of_step(
-            self.first_step + index, batch_size=self.B, num_windows=self.num_windows, seed=self.seed
-        )
+        step, size = self.first_step + index, self.num_windows
+        windows = windows_of_step(step, batch_size=self.B, num_windows=size, seed=self.seed, skipped=self.skipped)
         index_BT = windows[self.mine, None] * self.T + np.arange(self.T + 1)
         tokens_BT = torch.from_numpy(self.tokens.tokens[index_BT].astype(np.int64))
         return packed(tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous(), self.tokens.end_of_text)
@@ -127,6 +131,7 @@ def training_loader(
     seed: int,
     first_step: int,
     num_steps: int,
+    skipped: int = 0,
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
@@ -135,6 +140,7 @@ def training_loader(
 
     Args:
         batch_size: sequences of the global batch; a rank takes its contiguous share.
+        skipped: sequences before step 0, which the ancestors of a grown model have read.
         workers: processes that prepare batches ahead; they change no batch.
 
     Raises:
@@ -148,7 +154,7 @@ def training_loader(
             f"trainer.batch_size={batch_size}: a batch of {batch_size} x {sequence_length} takes {needed:,} tokens and the "
             f"{tokens.name} split has {len(tokens):,}; lower trainer.batch_size or data.sequence_length, or give more text"
         )
-    make = TrainingBatch(tokens, sequence_length, batch_size, seed, first_step, rank, world_size)
+    make = TrainingBatch(tokens, sequence_length, batch_size, seed, first_step, skipped, rank, world_size)
     return _loader(Steps(num_steps, make), workers)
 
 

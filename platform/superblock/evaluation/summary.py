@@ -53,6 +53,23 @@ class RunSummary:
     data_digest: str | None = None
     """Digest of the text: bits per byte of two runs compare only where it is the same."""
     next_stage: str | None = None
+    seed: int | None = None
+    minutes_in_all: float | None = None
+    """From the command's start to this summary."""
+    parent: str | None = None
+    """Run that the weights began from."""
+    flops: float | None = None
+    """Of this run's training, forward and backward."""
+    lineage: list[dict[str, Any]] = field(default_factory=list)
+    """This run and those it came from, oldest first: `training.lineage.Ancestor`."""
+    lineage_flops: float | None = None
+    """Of the training of all of them."""
+    growth: dict[str, Any] | None = None
+    """What was measured when the weights were taken over: `training.growing.Boundary`."""
+    exits: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By number of superblocks: `bits_per_byte`, `perplexity`, `tokens_per_second` on the test split."""
+    prediction: dict[str, Any] | None = None
+    """What was predicted before training: `planning.prediction`."""
 
     def save(self, path: Path) -> None:
         """Writes the summary as JSON; the file is either old or new, never half."""
@@ -96,6 +113,10 @@ def next_commands(summary: RunSummary) -> list[str]:
 def _facts(s: RunSummary) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{short(s.parameters_total)} total, {short(s.parameters_active)} active per token"
     yield "training", f"{s.steps:,} steps, {short(s.tokens)} tokens, {s.minutes:.1f} minutes"
+    if s.parent is not None and s.lineage_flops is not None:
+        route = " -> ".join(str(one["superblocks"]) for one in s.lineage)
+        method = (s.growth or {}).get("method", "?")
+        yield "lineage", f"{route} superblocks by {method}, from {s.parent}; {short(s.lineage_flops)} FLOPs in all"
     speed = []
     if s.tokens_per_second is not None:
         speed.append(f"{s.tokens_per_second:,.0f} tokens/s")

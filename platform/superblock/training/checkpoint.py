@@ -30,6 +30,8 @@ __all__ = [
     "load_model_weights",
     "load_progress",
     "newest_whole",
+    "read_optimizer_states",
+    "read_weights",
     "save",
     "tokenizer_path",
     "verify",
@@ -122,6 +124,30 @@ def load(
 def load_model_weights(path: Path, model: nn.Module) -> None:
     """Fills a model's parameters and buffers from a checkpoint, after the same checks as `load`."""
     load(path, model=model)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Every parameter and buffer of a checkpoint, whole and on the CPU, by its name in the model's `state_dict`.
+
+    Raises:
+        CheckpointError: if the checkpoint is not whole.
+    """
+    return _read_whole(Path(path), "model/")
+
+
+def read_optimizer_states(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The optimizer's state in a checkpoint, whole and on the CPU: by parameter name, then by name of the state.
+
+    A parameter that had no gradient yet is absent.
+
+    Raises:
+        CheckpointError: if the checkpoint is not whole.
+    """
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in _read_whole(Path(path), "optimizer/").items():
+        name, kind = key.rsplit("/", 1)
+        states.setdefault(name, {})[kind] = value
+    return states
 
 
 def tokenizer_path(path: Path) -> Path:
@@ -221,6 +247,16 @@ def _explain(error: OSError, final: Path, tensors: dict[str, Tensor]) -> OSError
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def _read_whole(path: Path, prefix: str) -> dict[str, Tensor]:
+    with manifest.reading(path):
+        _refuse_broken(path)
+        metadata = storage.read_metadata(path, manifest.read_manifest(path)["files"])
+        found = storage.entries(metadata, prefix)
+        tensors = {name: torch.empty(item.size, dtype=item.properties.dtype) for name, item in found.items()}
+        storage.read_tensors(path, metadata, {f"{prefix}{name}": value for name, value in tensors.items()})
+    return tensors
 
 
 def _refuse_broken(path: Path) -> None:

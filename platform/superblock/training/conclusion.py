@@ -11,6 +11,7 @@ from superblock.evaluation.summary import RunSummary, SplitResult
 from superblock.tracking.run import ARTIFACTS, Tracker
 from superblock.tracking.runs import list_runs
 from superblock.tracking.spool import metric_history
+from superblock.training.lineage import plain_lineage, total_flops
 from superblock.training.module import LanguageModelModule
 from superblock.training.size import ModelSize
 from superblock.training.starting import Start
@@ -25,13 +26,19 @@ def summarise(
     size: ModelSize,
     module: LanguageModelModule,
     measures: dict[str, Any],
+    *,
+    minutes_in_all: float,
+    prediction: dict[str, Any] | None = None,
 ) -> RunSummary:
     """The numbers a run ends with.
 
     Args:
         measures: the measuring callbacks by name, as `training.loop` makes them.
+        minutes_in_all: since the command began.
+        prediction: what was predicted before training, to be kept beside what was measured.
     """
     throughput: Throughput = measures["throughput"]
+    lineage = module.lineage
     summary = RunSummary(
         name=start.name,
         stage=config.stage.name,
@@ -48,6 +55,14 @@ def summarise(
         checkpoint=str(start.folder / "checkpoints"),
         data_digest=corpus.digest,
         next_stage=NEXT_STAGE.get(config.stage.name),
+        seed=config.seed,
+        minutes_in_all=minutes_in_all,
+        parent=lineage[-2].run if len(lineage) > 1 else None,
+        flops=lineage[-1].flops,
+        lineage=plain_lineage(lineage),
+        lineage_flops=total_flops(lineage),
+        growth=module.boundary,
+        prediction=prediction,
     )
     if config.evaluation.test:
         for split, prefix, part in (("validation", "final/val_", "val"), ("test", "test/", "test")):
@@ -57,6 +72,8 @@ def summarise(
 
 def record(summary: RunSummary, folder: Path, tokens_per_step: int, tracker: Tracker) -> None:
     """Writes `summary.json` and the learning curve into the run's folder, and records both."""
+    flops = {"lineage/flops": summary.lineage_flops, "lineage/own_flops": summary.flops}
+    tracker.result({name: value for name, value in flops.items() if value is not None})
     summary.save(folder / "summary.json")
     tracker.artifact(folder / "summary.json")
     for picture in _draw(folder, summary, tokens_per_step):

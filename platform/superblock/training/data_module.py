@@ -21,6 +21,8 @@ class PackedDataModule(pl.LightningDataModule):
         super().__init__()
         self.corpus, self.config = corpus, config
         self.rank, self.world_size = rank, world_size
+        self.skipped = 0
+        """Sequences that the run's ancestors have read."""
         self.first_step = 0
         self.total_steps = 0
         self.whole_validation = False
@@ -35,6 +37,7 @@ class PackedDataModule(pl.LightningDataModule):
             seed=self.config.seed,
             first_step=first_step,
             num_steps=num_steps,
+            skipped=self.skipped,
             rank=self.rank,
             world_size=self.world_size,
             workers=data.workers,
@@ -53,6 +56,13 @@ class PackedDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         """The whole test split."""
         return self._evaluation(self.corpus.test, None)
+
+    def few(self, sequences: int) -> Batch:
+        """The same sequences of the validation split each time, for a look at a model before it is trained."""
+        T = self.config.data.sequence_length
+        loader = evaluation_loader(self.corpus.val, sequence_length=T, batch_size=sequences, limit=sequences)
+        batch: Batch = next(iter(loader))
+        return batch
 
     def _evaluation(self, tokens: TokenFile, limit: int | None) -> DataLoader[Batch]:
         return evaluation_loader(

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +30,7 @@ from superblock.training.conclusion import record, summarise
 from superblock.training.data_module import PackedDataModule
 from superblock.training.interruption import Interruption
 from superblock.training.kernels import start_kernels
+from superblock.training.lineage import Parent, find_parent
 from superblock.training.module import LanguageModelModule
 from superblock.training.process import prepare_process
 from superblock.training.size import ModelSize, measure
@@ -40,8 +41,15 @@ PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 PROMPTS = ("def ", "class ", "import ", '"""')
 
 
-def train(config: RunConfig) -> RunSummary | None:
+def train(
+    config: RunConfig, *, tags: Mapping[str, str] | None = None, prediction: dict[str, Any] | None = None
+) -> RunSummary | None:
     """Trains, evaluates and records one run; prints the summary and returns it.
+
+    Args:
+        config: `parent` is `none` or a run; `auto` and `required`, which `staging` looks up, mean from scratch here.
+        tags: further labels of the run in MLflow.
+        prediction: what `planning.prediction` said before, for the summary.
 
     Returns:
         The summary, or None on ranks above 0 and for a run that had already finished.
@@ -51,6 +59,7 @@ def train(config: RunConfig) -> RunSummary | None:
         NonFiniteError: if training diverged; the last checkpoint is from before.
         SystemExit: with 128 + the signal's number after Ctrl-C or SIGTERM, when a checkpoint has been written.
     """
+    began = time.monotonic()
     accelerator = resolve_accelerator(config.trainer.accelerator)
     distributed.start_process_group(accelerator)
     rank, world_size = distributed.rank(), distributed.world_size()
@@ -63,6 +72,7 @@ def train(config: RunConfig) -> RunSummary | None:
         if rank == 0 and (start.folder / "summary.json").is_file():
             render(RunSummary.load(start.folder / "summary.json"), Console())
         return None
+    parent = find_parent(config) if start.checkpoint is None else None
     threads = prepare_process(config.trainer.threads, world_size)
     _quiet()
 
@@ -77,8 +87,18 @@ def train(config: RunConfig) -> RunSummary | None:
     )
     try:
         with tracker:
-            tracker.tags(kernels)
-            summary = _train(config, start, corpus, size, tracker, interruption, accelerator, threads, say)
+            tracker.tags(kernels | dict(tags or {}))
+            if parent:
+                tracker.tags({"parent": parent.run, "growth.method": config.growth.method})
+            module, measures = _fit(
+                config, start, parent, corpus, size, tracker, interruption, accelerator, threads, say
+            )
+            minutes = (time.monotonic() - began) / 60
+            summary = summarise(
+                config, start, corpus, size, module, measures, minutes_in_all=minutes, prediction=prediction
+            )
+            if rank == 0:
+                record(summary, start.folder, module.tokens_per_step, tracker)
         distributed.barrier()  # gloo aborts a process that leaves while another still talks to it
     finally:
         interruption.restore()
@@ -89,9 +109,10 @@ def train(config: RunConfig) -> RunSummary | None:
     return None
 
 
-def _train(
+def _fit(
     config: RunConfig,
     start: Start,
+    parent: Parent | None,
     corpus: Corpus,
     size: ModelSize,
     tracker: Tracker,
@@ -99,10 +120,13 @@ def _train(
     accelerator: str,
     threads: int,
     say: Callable[[str], None],
-) -> RunSummary:
+) -> tuple[LanguageModelModule, dict[str, Any]]:
+    """Trains and evaluates; the module and the callbacks that measured it."""
     rank, world_size = distributed.rank(), distributed.world_size()
     data = PackedDataModule(corpus, config, rank=rank, world_size=world_size)
-    module = LanguageModelModule(config, data, tracker, world_size=world_size, resume_from=start.checkpoint, report=say)
+    module = LanguageModelModule(
+        config, data, tracker, world_size=world_size, resume_from=start.checkpoint, parent=parent, report=say
+    )
     measures = _measurements(config, corpus, size)
     callbacks = _callbacks(config, start, corpus, module, measures, interruption)
     trainer = _trainer(config, start, accelerator, callbacks)
@@ -119,10 +143,7 @@ def _train(
         trainer.validate(module, datamodule=data, verbose=False)
         trainer.test(module, datamodule=data, verbose=False)
     interruption.check()
-    summary = summarise(config, start, corpus, size, module, measures)
-    if rank == 0:
-        record(summary, start.folder, module.tokens_per_step, tracker)
-    return summary
+    return module, measures
 
 
 # -- parts --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ bias moves after the update, and nothing may depend on a batch index that a resu
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,21 @@ from superblock.training import checkpoint
 from superblock.training.calibration import TIMED, WARM_UP, seconds_per_step
 from superblock.training.data_module import PackedDataModule
 from superblock.training.distributed import all_reduce_sum, broadcast_object
+from superblock.training.growing import Growth
 from superblock.training.layers import prepare_layers
+from superblock.training.lineage import (
+    SCRATCH,
+    Lineage,
+    Parent,
+    ancestor,
+    plain_lineage,
+    restore_lineage,
+    total_tokens,
+)
 from superblock.training.sharding import clip_gradients, shard
+from superblock.training.size import measure
 from superblock.training.strategies import resolve_strategy
-from superblock.training.supervision import supervision_at
+from superblock.training.supervision import phases, supervision_at
 
 AROUND_A_STEP = 1.12
 """Steps of a run against the same steps measured alone, on two cores: loader, callbacks and tracking take their share,
@@ -51,12 +63,16 @@ class LanguageModelModule(pl.LightningModule):
         *,
         world_size: int,
         resume_from: Path | None = None,
+        parent: Parent | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config, self.data, self.tracker = config, data, tracker
         self.world_size, self.resume_from, self._report = world_size, resume_from, report
+        self.parent = parent
+        self.boundary: dict[str, Any] | None = None
+        self.ancestors: Lineage = parent.lineage if parent else ()
         self.model: Any = None
         self.step = 0
         self.total_steps = 0
@@ -70,6 +86,20 @@ class LanguageModelModule(pl.LightningModule):
         self.last_router_stats: dict[str, Tensor] = {}
         self.last_gradient_norm: Tensor | None = None
         self.last_learning_rate = 0.0
+
+    @property
+    def lineage(self) -> Lineage:
+        """The run's ancestors and, as far as it has come, itself."""
+        config = self.config
+        own = ancestor(
+            config,
+            run=self.tracker.run_folder.name,
+            steps=self.step,
+            tokens=self.tokens_seen,
+            flops_per_token=measure(config.model, config.data.sequence_length).training_flops_per_token,
+            method=config.growth.method if self.ancestors else SCRATCH,
+        )
+        return (*self.ancestors, own)
 
     @property
     def tokens_per_step(self) -> int:
@@ -106,12 +136,12 @@ class LanguageModelModule(pl.LightningModule):
         return build_optimizer(self.model, self.config.optim, fused=self.config.trainer.precision != "fp16")
 
     def on_fit_start(self) -> None:
-        """Continues a checkpoint, or turns the budget into a number of steps."""
+        """Continues a checkpoint; or begins, from a parent if there is one, and turns the budget into a number of steps."""
         if self.resume_from:
             self._restore(checkpoint.load(self.resume_from, model=self.model, optimizer=self._optimizer))
             self.tracker.rewind(self.step)
         else:
-            self.total_steps = self._steps_of_budget(Budget.parse(self.config.trainer.budget or ""))
+            self._begin(Budget.parse(self.config.trainer.budget or ""))
         self.data.first_step, self.data.total_steps = self.step, self.total_steps
         every = self.config.evaluation.every
         self._validation_steps = max(1, round(every * self.total_steps if every < 1 else every))
@@ -132,9 +162,33 @@ class LanguageModelModule(pl.LightningModule):
             "tokens_seen": self.tokens_seen,
             "training_seconds": self.training_seconds,
             "best_val_bits_per_byte": self.best_val_bits_per_byte,
+            "lineage": plain_lineage(self.lineage),
+            "boundary": self.boundary,
         }
 
+    def _begin(self, budget: Budget) -> None:
+        growth = Growth(self.parent, self.config.model, self.config.growth) if self.parent else None
+        if growth and self.config.growth.continue_data:
+            self.data.skipped = total_tokens(self.ancestors) // self.config.data.sequence_length
+        if growth:
+            boundary = growth.weights(self.model, self._boundary_batch())
+        self.total_steps = self._steps_of_budget(budget)
+        if growth:
+            boundary = replace(boundary, inherited_states=growth.optimizer(self.model, self._optimizer))
+            self._report(f"growth  {boundary.describe()}")
+            self.boundary = boundary.to_dict()
+
+    def _boundary_batch(self) -> Batch | None:
+        """Four sequences to compare both models on; None where a model is in parts or would be compiled for it."""
+        if self.world_size > 1 or self.config.trainer.compile:
+            return None
+        return self.data.few(4).to(self.device)
+
     def _restore(self, progress: dict[str, Any]) -> None:
+        self.ancestors = restore_lineage(progress.get("lineage", [])[:-1])
+        self.boundary = progress.get("boundary")
+        if self.ancestors and self.config.growth.continue_data:
+            self.data.skipped = total_tokens(self.ancestors) // self.config.data.sequence_length
         self.step, self.total_steps = progress["step"], progress["total_steps"]
         self.tokens_seen, self.training_seconds = progress["tokens_seen"], progress["training_seconds"]
         self.best_val_bits_per_byte = progress["best_val_bits_per_byte"]
@@ -144,9 +198,8 @@ class LanguageModelModule(pl.LightningModule):
         if budget.unit != "minutes":
             return budget.steps(self.tokens_per_step, 1.0)
         batches = [batch.to(self.device) for batch in self.data.batches(0, WARM_UP + TIMED)]
-        without, with_heads = (self._measure(batches, progress) for progress in (0.0, 0.5))
-        start = self.config.model.mtp.start if self.config.model.mtp.enabled else 1.0
-        seconds = AROUND_A_STEP * (start * without + (1 - start) * with_heads)
+        parts = phases(self.config.model)
+        seconds = AROUND_A_STEP * sum((end - begin) * self._measure(batches, (begin + end) / 2) for begin, end in parts)
         steps: int = broadcast_object(budget.steps(self.tokens_per_step, seconds))
         return steps
 
