@@ -206,7 +206,7 @@ def tiny_model(device: torch.device, **settings: Any) -> tuple[Any, list[Batch],
         ids = torch.randint(0, 512, (4, 65), generator=make)
         pack = packed([30, 1, 33], 4)
         batches.append(Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), pack))
-    return model, batches, Supervision(begin=8, end=40, mtp_weight=0.3, exit_superblock=0, exit_weight=0.1)
+    return model, batches, Supervision(begin=8, end=40, mtp_weight=0.3, exits=((0, 0.1),))
 
 
 def train_step(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, supervision: Supervision | None) -> Tensor:

@@ -161,7 +161,7 @@ def test_losses_of_an_early_exit_and_its_depths(reference: ModuleType, name: str
         for head, logits in heads.items():
             targets = labels_BT[b, where].numpy()[where.stop - where.start - len(logits) :]
             expected.setdefault(head, []).extend(-reference.log_softmax(logits)[np.arange(len(logits)), targets])
-    everything = Supervision(begin=0, end=40, mtp_weight=1.0, exit_superblock=0, exit_weight=1.0)
+    everything = Supervision(begin=0, end=40, mtp_weight=1.0, exits=((0, 1.0),))
     losses = model(ids_BT, pack, labels_BT, supervision=everything).losses
     assert expected.keys() == {head for head in losses if head.startswith("exit")}
     for head, nll in expected.items():

@@ -97,6 +97,19 @@ def test_heads_cost_more_with_an_early_exit_and_nothing_when_off() -> None:
     assert count(VARIANTS["no heads"]).head_flops_per_token(8) == 0
 
 
+def test_flops_of_the_exits_that_learn_together() -> None:
+    def exits(superblocks: int, **mtp: object) -> float:
+        both = [small(num_superblocks=superblocks, mtp=MTPConfig(**m)) for m in (mtp, {"exit_weight": 0.0})]
+        learning, none = (count(config).head_flops_per_token(8) for config in both)
+        return learning - none
+
+    unembed, depth = 2 * 64 * 128, 2 * 3 * 64 * 64
+    assert exits(6) == exits(6, exits="stages") == 0.25 * (2 * unembed + depth)
+    assert exits(6, exits="all") == 0.25 * 5 * (2 * unembed + depth)
+    assert exits(6, exits="all", exit_mtp=False) == 0.25 * 5 * unembed
+    assert exits(1, exits="all") == 0
+
+
 def test_a_window_bounds_the_context() -> None:
     windowed = count(small(gqa=AttentionConfig(4, 2, 16, window=8)))
     assert windowed.flops_per_token(8) == windowed.flops_per_token(1000) < count(SMALL).flops_per_token(9)

@@ -17,7 +17,7 @@ Small = Callable[..., ModelConfig]
 Packed = Callable[..., Batch]
 
 PATTERNS = [["gdn", "gqa"], ["gqa"], ["gdn"], ["gdn", "gdn", "gdn", "gqa"]]
-EVERYTHING = Supervision(begin=0, end=24, mtp_weight=0.3, exit_superblock=0, exit_weight=0.1)
+EVERYTHING = Supervision(begin=0, end=24, mtp_weight=0.3, exits=((0, 0.1),))
 
 
 def awake(config: ModelConfig, seed: int = 1) -> SuperblockModel:
@@ -99,17 +99,15 @@ def test_heads_learn_only_their_columns(small: Small, packed: Packed, last: str)
 
 
 @pytest.mark.parametrize(
-    ("enabled", "mtp_weight", "exit_superblock", "exit_weight"),
-    [(on, *rest) for on, *rest in product([True, False], [0.0, 0.3], [None, 0, 1], [0.0, 0.1])],
+    ("enabled", "mtp_weight", "exits", "exit_depths"),
+    product([True, False], [0.0, 0.3], [(), ((0, 0.1),), ((1, 0.0),), ((0, 0.1), (1, 0.2))], [True, False]),
 )
 def test_targets_are_counted_without_a_forward_pass(
-    small: Small, packed: Packed, enabled: bool, mtp_weight: float, exit_superblock: int | None, exit_weight: float
+    small: Small, packed: Packed, enabled: bool, mtp_weight: float, exits: tuple, exit_depths: bool
 ) -> None:
     model = build_model(small(num_superblocks=3, mtp=MTPConfig(enabled=enabled, depth=3, d_hidden=8)), seed=0)
     batch = packed([1, 3, 8], [12])
-    supervision = Supervision(
-        begin=2, end=9, mtp_weight=mtp_weight, exit_superblock=exit_superblock, exit_weight=exit_weight
-    )
+    supervision = Supervision(begin=2, end=9, mtp_weight=mtp_weight, exits=exits, exit_depths=exit_depths)
     for asked in (supervision, None):
         counts = {name: term.count for name, term in losses(model, batch, asked).losses.items()}
         assert counts == model.count_targets(batch, asked)

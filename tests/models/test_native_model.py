@@ -16,7 +16,7 @@ def train(config: ModelConfig, *, half: bool, steps: int = 3) -> list[list[float
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     ids = torch.randint(config.vocab_size, (2, 48), generator=torch.Generator().manual_seed(1))
     pack = PackInfo.from_doc_ids(torch.tensor([0] * 17 + [1] * 31).expand(2, -1))
-    supervision = Supervision(begin=8, end=40, mtp_weight=0.3, exit_superblock=0, exit_weight=0.1)
+    supervision = Supervision(begin=8, end=40, mtp_weight=0.3, exits=((0, 0.1),))
     history = []
     for _ in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):

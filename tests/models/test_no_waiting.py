@@ -41,7 +41,7 @@ def test_a_whole_step_on_a_device_without_values(
     )
     model: Any = build_model(config, seed=1, device="meta")
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
-    supervision = Supervision(begin=3, end=11, mtp_weight=0.3, exit_superblock=0, exit_weight=0.1)
+    supervision = Supervision(begin=3, end=11, mtp_weight=0.3, exits=((0, 0.1),))
     batch = packed(rows, rows, rows, rows).to(META)
     for part in batch.split(2):
         targets = model.count_targets(part, supervision)

@@ -33,10 +33,12 @@ def test_terms() -> None:
     assert trained_terms(config, None) == []
     names = [term.name for term in trained_terms(config, Supervision(begin=0, end=8, mtp_weight=0.3))]
     assert names == ["mtp/1", "mtp/2"]
-    with_exit = trained_terms(config, Supervision(begin=0, end=8, exit_superblock=1, exit_weight=0.2))
+    with_exit = trained_terms(config, Supervision(begin=0, end=8, exits=((1, 0.2),)))
     assert [(t.name, t.superblock, t.depth, t.weight) for t in with_exit] == [
         ("exit/2", 1, 0, 0.2), ("exit/2/mtp/1", 1, 1, 0.1), ("exit/2/mtp/2", 1, 2, 0.1),
     ]  # fmt: skip
+    both = Supervision(begin=0, end=8, mtp_weight=0.3, exits=((0, 0.1), (1, 0.2)), exit_depths=False)
+    assert [term.name for term in trained_terms(config, both)] == ["mtp/1", "mtp/2", "exit/1", "exit/2"]
     assert [term.name for term in scored_terms(config)] == ["exit/1", "exit/2", "mtp/1", "mtp/2"]
     off = ModelConfig(num_superblocks=2, mtp=MTPConfig(enabled=False))
     assert [term.name for term in scored_terms(off)] == ["exit/1"]
@@ -44,4 +46,4 @@ def test_terms() -> None:
 
 def test_the_last_superblock_has_no_early_exit() -> None:
     with pytest.raises(AssertionError, match="no early exit"):
-        trained_terms(ModelConfig(), Supervision(begin=0, end=8, exit_superblock=0, exit_weight=0.1))
+        trained_terms(ModelConfig(), Supervision(begin=0, end=8, exits=((0, 0.1),)))

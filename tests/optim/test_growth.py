@@ -37,10 +37,11 @@ def small(superblocks: int) -> ModelConfig:
     )  # fmt: skip
 
 
-def step(model: SuperblockModel, optimizer: torch.optim.Optimizer, seed: int, exit_superblock: int | None) -> None:
+def step(model: SuperblockModel, optimizer: torch.optim.Optimizer, seed: int, exiting: int | None) -> None:
     """One step in which only one of the early exits has its turn, as in training."""
     tokens = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(seed))
-    asked = Supervision(begin=0, end=16, mtp_weight=0.3, exit_superblock=exit_superblock, exit_weight=0.1)
+    exits = () if exiting is None else ((exiting, 0.1),)
+    asked = Supervision(begin=0, end=16, mtp_weight=0.3, exits=exits)
     optimizer.zero_grad()
     losses = model(tokens[:, :-1], None, tokens[:, 1:], supervision=asked).losses
     torch.stack([term.weight * term.total / term.count for term in losses.values()]).sum().backward()

@@ -59,8 +59,7 @@ def train(
         set_learning_rate(optimizer, learning_rate_factor(ScheduleConfig(), step, TOTAL))
         rows = batch_at(step).chunk(processes)[rank]
         inputs_BT, labels_BT = rows[:, :-1], rows[:, 1:].contiguous()
-        exit_superblock = 0 if step % 2 else None
-        supervision = Supervision(begin=0, end=8, mtp_weight=0.3, exit_superblock=exit_superblock, exit_weight=0.1)
+        supervision = Supervision(begin=0, end=8, mtp_weight=0.3, exits=((0, 0.1),) if step % 2 else ())
         pack = PackInfo.dense(*inputs_BT.shape)
         output = model(inputs_BT, pack, labels_BT, supervision=supervision if step >= 3 else None)
         terms = [term for name, term in output.losses.items() if name != "router"]

@@ -119,6 +119,16 @@ def test_refuses_another_architecture(tmp_path: Path, change: dict[str, Any], wo
     load(path, model=small_model(gqa__backend="eager", cross_entropy_chunk=64))  # another way to compute the same
 
 
+def test_a_setting_newer_than_the_checkpoint_has_its_default(tmp_path: Path) -> None:
+    model = small_model()
+    stored = asdict(small_config())
+    del stored["mtp"]["exits"], stored["mtp"]["exit_start"], stored["final_z_loss"]
+    path = save(tmp_path, model=model, optimizer=small_optimizer(model), progress={"step": 1}, config={"model": stored})
+    load(path, model=small_model())
+    with pytest.raises(CheckpointError, match=r"model\.mtp\.exits is rotate there and all here"):
+        load(path, model=small_model(mtp__exits="all"))
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from superblock.config.fields import knob, section
 
 MIXERS = ("gdn", "gqa")
+STAGE_DEPTHS = (1, 3, 6, 12)
+"""Superblocks of MVP-1 to -4: the depths at which one may want to cut a deeper model off."""
 
 
 @dataclass
@@ -92,7 +94,22 @@ class MTPConfig:
     d_block: int = knob(256, "hidden width of the feed-forward part of a block head", minimum=8)
     weight: float = knob(0.3, "weight of the multi-token loss in the first two thirds of training", minimum=0)
     final_weight: float = knob(0.1, "weight of the multi-token loss in the last third", minimum=0)
-    exit_weight: float = knob(0.1, "weight of the early-exit loss of the superblock whose turn it is", minimum=0)
+    exit_weight: float = knob(0.1, "weight of an early exit's loss, see exit_shape; 0 trains no exit", minimum=0)
+    exits: str = knob(
+        "rotate",
+        "exits that learn in a step: rotate (one, each in its turn), stages (one, in turn those after 1, 3 and 6 "
+        "superblocks, where stages end), or all",
+        choices=("rotate", "stages", "all"),
+    )
+    exit_shape: str = knob(
+        "linear",
+        "an exit's share of exit_weight: linear (its superblock's number over that of the last early exit) or equal (all of it)",
+        choices=("linear", "equal"),
+    )
+    exit_start: float | None = knob(
+        None, "share of training after which the exits begin; null is that of the heads, start", minimum=0, maximum=1
+    )
+    exit_mtp: bool = knob(True, "train the multi-token depths of the exits too, once the multi-token loss has begun")
     start: float = knob(0.33, "share of training after which the multi-token loss begins", minimum=0, maximum=1)
     token_fraction: float = knob(0.25, "share of each sequence on which the heads are trained", above=0, maximum=1)
     detach_trunk: bool = knob(False, "train only the heads, not the trunk, with the multi-token loss")
@@ -133,6 +150,19 @@ class ModelConfig:
     gqa: AttentionConfig = section(AttentionConfig, "grouped-query attention")
     moe: MoEConfig = section(MoEConfig, "mixture of experts")
     mtp: MTPConfig = section(MTPConfig, "multi-token prediction")
+
+    def exit_turns(self) -> list[tuple[int, ...]]:
+        """The superblocks (from 0) whose exits learn together, one turn after the other; empty if no exit ever does."""
+        early = range(self.num_superblocks - 1)
+        if not self.mtp.enabled or not self.mtp.exit_weight or not early:
+            return []
+        if self.mtp.exits == "all":
+            return [tuple(early)]
+        return [(s,) for s in early if self.mtp.exits == "rotate" or s + 1 in STAGE_DEPTHS]
+
+    def exit_share(self, superblock: int) -> float:
+        """What part of `mtp.exit_weight` the exit of a superblock (from 0, not the last) has."""
+        return (superblock + 1) / (self.num_superblocks - 1) if self.mtp.exit_shape == "linear" else 1.0
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.d_model % 8:

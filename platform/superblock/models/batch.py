@@ -56,10 +56,10 @@ class Supervision:
     """Column after the slice."""
     mtp_weight: float = 0.0
     """Weight of the last superblock's multi-token loss; 0 leaves it out."""
-    exit_superblock: int | None = None
-    """Index of the superblock whose exit is trained, not the last; None leaves it out."""
-    exit_weight: float = 0.0
-    """Weight of that exit's losses."""
+    exits: tuple[tuple[int, float], ...] = ()
+    """Exits that learn: the superblock, from 0 and not the last, and the weight of its losses, in rising order."""
+    exit_depths: bool = True
+    """Whether the multi-token depths of those exits learn too."""
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,9 @@ class Counts:
         return sum(row.flops_at(context) for row in self.rows if not row.head)
 
     def head_flops_per_token(self, context: float) -> float:
-        """Forward FLOPs that the prediction heads add to a training token on average, once they have begun.
+        """Forward FLOPs that the prediction heads add to a training token on average, once all have begun.
 
-        The last superblock's head and one early exit, which rotates, see `mtp.token_fraction` of the tokens.
+        The last superblock's head and the early exits whose turn it is see `mtp.token_fraction` of the tokens.
         """
         c = self.config
         if not c.mtp.enabled:
@@ -86,8 +86,9 @@ class Counts:
         unembed = 2 * c.d_model * c.vocab_size
         last = next(row for row in reversed(self.rows) if row.head and row.parameters and row.flops)
         flops = last.flops_at(context) / last.copies + c.mtp.depth * unembed
-        if c.num_superblocks > 1:
-            flops += c.mtp.depth * 2 * _mtp_mlp(c)[1] + (1 + c.mtp.depth) * unembed
+        depths = c.mtp.depth if c.mtp.exit_mtp else 0
+        learning = max(map(len, c.exit_turns()), default=0)  # turns are of one length
+        flops += learning * (depths * 2 * _mtp_mlp(c)[1] + (1 + depths) * unembed)
         return c.mtp.token_fraction * flops
 
     def training_flops_per_token(self, sequence_length: int | None = None, *, heads: bool = True) -> float:

@@ -48,7 +48,7 @@ MAY_DIFFER = frozenset({
     "num_superblocks", "file", "expect_params", "max_sequence_length", "init_std", "cross_entropy_chunk",
     "embedding_dropout", "final_z_loss", "gdn.chunk_size", "gdn.backend", "gqa.backend", "moe.backend",
     "moe.balance_rate", "moe.aux_loss", "moe.z_loss", "mtp.weight", "mtp.final_weight", "mtp.exit_weight", "mtp.start",
-    "mtp.token_fraction", "mtp.detach_trunk",
+    "mtp.exits", "mtp.exit_shape", "mtp.exit_start", "mtp.exit_mtp", "mtp.token_fraction", "mtp.detach_trunk",
 })  # fmt: skip
 """Keys of `model` that change neither a shape nor what the trained weights compute, only how they are trained."""
 

@@ -26,7 +26,7 @@ class HeadTerm:
 
 
 def trained_terms(config: ModelConfig, supervision: Supervision | None) -> list[HeadTerm]:
-    """What `supervision` asks of the heads; the depths of a head share its weight equally, the exit adds its own."""
+    """What `supervision` asks of the heads; the depths of a head share its weight equally, an exit adds its own."""
     if supervision is None:
         return []
     last, depths = config.num_superblocks - 1, _depths(config)
@@ -34,11 +34,11 @@ def trained_terms(config: ModelConfig, supervision: Supervision | None) -> list[
     if supervision.mtp_weight:
         share = supervision.mtp_weight / config.mtp.depth
         terms += [HeadTerm(f"mtp/{k}", last, k, share) for k in depths]
-    s, weight = supervision.exit_superblock, supervision.exit_weight
-    if s is not None and weight:
+    for s, weight in supervision.exits:
         assert 0 <= s < last, f"superblock {s} has no early exit: the last one, {last}, has the model's own output"
         terms.append(HeadTerm(f"exit/{s + 1}", s, 0, weight))
-        terms += [HeadTerm(f"exit/{s + 1}/mtp/{k}", s, k, weight / config.mtp.depth) for k in depths]
+        if supervision.exit_depths:
+            terms += [HeadTerm(f"exit/{s + 1}/mtp/{k}", s, k, weight / config.mtp.depth) for k in depths]
     return terms
 
 

@@ -25,15 +25,27 @@ _FREE = {"backend", "chunk_size", "cross_entropy_chunk", "expect_params"}
 def refuse_other_model(path: Path, stored: Any, model: nn.Module) -> None:
     """Compares the model section of a stored configuration with `model.config`, where both are known.
 
+    A setting that is newer than the checkpoint counts as its default, which is what there was before.
+
     Raises:
         CheckpointError: naming the settings that differ.
     """
     here = getattr(model, "config", None)
     if here is None or stored is None or not is_dataclass(here) or isinstance(here, type):
         return
-    found = islice(differences(stored, json.loads(json.dumps(asdict(here))), "model", _FREE), 4)
+    there = _completed(stored, asdict(type(here)()))
+    found = islice(differences(there, json.loads(json.dumps(asdict(here))), "model", _FREE), 4)
     if lines := [f"{key} is {before} there and {now} here" for key, before, now in found]:
         raise CheckpointError(f"{path} holds another model: " + "; ".join(lines))
+
+
+def _completed(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored settings, and the defaults of those it does not name."""
+    found = {**defaults, **stored}
+    for name, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(found[name], Mapping):
+            found[name] = _completed(found[name], default)
+    return found
 
 
 def refuse_other_tensors(path: Path, stored: Mapping[str, TensorStorageMetadata], state: Mapping[str, Tensor]) -> None:

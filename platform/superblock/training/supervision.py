@@ -3,10 +3,12 @@
 At small width a head on every token would double the cost of a step, because the unembedding dominates. Three choices
 keep it small: heads are trained on a random contiguous slice of each sequence (`mtp.token_fraction`), only one
 superblock's exit has its turn in a step (the rotation of LayerSkip, arXiv 2404.16710), and the multi-token loss begins
-after `mtp.start` of the training, because small models learn the next token first (arXiv 2505.22757).
+after `mtp.start` of the training, because small models learn the next token first (arXiv 2505.22757). Exits predict
+the next token, so they may begin at another time (`mtp.exit_start`), and more of them may learn (`mtp.exits`).
 """
 
 import random
+from itertools import pairwise
 
 from superblock.config.model import ModelConfig
 from superblock.models.batch import Supervision
@@ -21,7 +23,7 @@ def supervision_at(
     """The heads' share of one step, or `None` where they have none.
 
     Args:
-        config: the model; `config.mtp` holds weights, start and token fraction.
+        config: the model; `config.mtp` holds weights, starts and token fraction.
         step: optimizer steps done before this one.
         total_steps: steps of the whole run.
         sequence_length: tokens per sequence.
@@ -29,16 +31,32 @@ def supervision_at(
     """
     mtp = config.mtp
     progress = step / total_steps
-    if not mtp.enabled or progress < mtp.start:
+    depths = mtp.enabled and progress >= mtp.start
+    turns = config.exit_turns() if progress >= _exit_start(config) else []
+    if not depths and not turns:
         return None
     length = min(sequence_length, max(mtp.depth + 2, round(mtp.token_fraction * sequence_length)))
     begin = random.Random(f"heads {seed} {step}").randint(0, sequence_length - length)
-    exits = config.num_superblocks - 1
-    exit_superblock = step % exits if exits else None
+    weight = mtp.weight if progress < LAST_PHASE else mtp.final_weight
+    turn = turns[step % len(turns)] if turns else ()
     return Supervision(
         begin=begin,
         end=begin + length,
-        mtp_weight=mtp.weight if progress < LAST_PHASE else mtp.final_weight,
-        exit_superblock=exit_superblock,
-        exit_weight=0.0 if exit_superblock is None else mtp.exit_weight * (exit_superblock + 1) / exits,
+        mtp_weight=weight if depths else 0.0,
+        exits=tuple((s, mtp.exit_weight * config.exit_share(s)) for s in turn),
+        exit_depths=depths and mtp.exit_mtp,
     )
+
+
+def phases(config: ModelConfig) -> list[tuple[float, float]]:
+    """The stretches of a training, as (begin, end) in 0 to 1, within which every step costs the same."""
+    starts = {0.0, 1.0}
+    if config.mtp.enabled:
+        starts.add(config.mtp.start)
+    if config.exit_turns():
+        starts.add(_exit_start(config))
+    return list(pairwise(sorted(starts)))
+
+
+def _exit_start(config: ModelConfig) -> float:
+    return config.mtp.start if config.mtp.exit_start is None else config.mtp.exit_start

@@ -142,7 +142,7 @@ def _step_of_heads(config: BenchmarkConfig, case: Case, enabled: bool, bf16: boo
     labels_BT = ids_BT.roll(-1, 1)
     supervision = Supervision(
         begin=0, end=round(c.mtp.token_fraction * case.tokens), mtp_weight=c.mtp.weight,
-        exit_superblock=case.superblocks // 2 - 1, exit_weight=c.mtp.exit_weight,
+        exits=((case.superblocks // 2 - 1, c.mtp.exit_weight),),
     )  # fmt: skip
 
     def loss() -> Tensor:
