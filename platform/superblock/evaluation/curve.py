@@ -2,10 +2,11 @@
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -51,13 +52,18 @@ def draw(points: Mapping[str, Points], reference_points: Mapping[str, float]) ->
     axes.set_xlabel("tokens", color=INK)
     axes.set_ylabel("bits per byte", color=INK)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    dress(axes)
+    # above the axes, where it covers neither curve nor reference
+    figure.legend(frameon=False, labelcolor=INK, loc="outside upper center", ncols=6, columnspacing=1.2, fontsize=9)
+    return figure
+
+
+def dress(axes: Axes) -> None:
+    """Ticks, grid and frame as every picture here has them."""
     axes.tick_params(colors=INK)
     axes.grid(alpha=0.25, color=INK, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
-    # above the axes, where it covers neither curve nor reference
-    figure.legend(frameon=False, labelcolor=INK, loc="outside upper center", ncols=6, columnspacing=1.2, fontsize=9)
-    return figure
 
 
 def curve(points: Mapping[str, Points], reference_points: Mapping[str, float], path: Path) -> None:
@@ -66,12 +72,24 @@ def curve(points: Mapping[str, Points], reference_points: Mapping[str, float], p
     Raises:
         ValueError: for another kind of file, or if no series has a point.
     """
+    write_picture(lambda: draw(points, reference_points), path)
+
+
+def write_picture(make: Callable[[], Figure], path: Path) -> None:
+    """Writes a figure into a .svg or .png file: old or new, never half, and the same bytes for the same figure.
+
+    Args:
+        make: makes the figure; called with matplotlib's own settings, whatever the user's are.
+
+    Raises:
+        ValueError: for another kind of file.
+    """
     kinds: dict[str, dict[str, str | None]] = {".svg": {"Date": None}, ".png": {"Software": None}}
     if path.suffix not in kinds:
-        raise ValueError(f"{path.name}: a learning curve is a .svg or a .png file")
+        raise ValueError(f"{path.name}: a picture is a .svg or a .png file")
     image = io.BytesIO()
     with matplotlib.rc_context(matplotlib.rcParamsDefault | {"svg.hashsalt": "superblock", "backend": "agg"}):
-        figure = draw(points, reference_points)
+        figure = make()
         figure.savefig(image, format=path.suffix[1:], dpi=160, transparent=True, metadata=kinds[path.suffix])
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(image.getvalue())
