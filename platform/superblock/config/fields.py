@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
 from operator import attrgetter
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -149,8 +149,12 @@ def restore(section: type, values: Mapping[str, Any], key: str) -> Any:
         if name not in known:
             raise ConfigError(f"{key}.{name}={value}: this setting was recorded, and this version does not know it")
         default = getattr(result, name)
-        nested = is_dataclass(default) and not isinstance(default, type)
-        setattr(result, name, restore(type(default), value, f"{key}.{name}") if nested else value)
+        of: Any = (*get_args(get_type_hints(section)[name]), None, None)[1]  # what a table holds
+        if is_dataclass(default) and not isinstance(default, type):
+            value = restore(type(default), value, f"{key}.{name}")
+        elif isinstance(value, Mapping) and isinstance(of, type) and is_dataclass(of):
+            value = {entry: restore(of, content, f"{key}.{name}.{entry}") for entry, content in value.items()}
+        setattr(result, name, value)
     return result
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from superblock.config.budget import Budget
 from superblock.config.fields import knob
-from superblock.config.growth import StatementConfig
+from superblock.config.growth import CLAIMS, GATES, StatementConfig, check_statements
 
 
 @dataclass
@@ -18,13 +18,21 @@ class StageConfig:
     superblocks: int = knob(1, "superblocks", minimum=1)
     parent: str | None = knob(None, "stage this one grows from")
     budget: dict[str, str | None] = knob(dict, "training budget by scale")
-    gates: dict[str, StatementConfig] = knob(dict, "properties that must hold before the stage is promoted")
-    claims: dict[str, StatementConfig] = knob(dict, "hypotheses that are measured and never stop anything")
+    gates: dict[str, StatementConfig] = knob(
+        dict,
+        "properties that must hold before the stage is promoted, each with because, limit and against, as in "
+        f"stage.gates.no_dead_experts.limit=1; there are {', '.join(GATES)}",
+    )
+    claims: dict[str, StatementConfig] = knob(
+        dict, f"hypotheses that are measured and never stop anything; there are {', '.join(CLAIMS)}"
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for scale, text in self.budget.items():
             if text is not None:
                 Budget.parse(text, f"stage.budget.{scale}")
+        check_statements(self.gates, GATES, "stage.gates")
+        check_statements(self.claims, CLAIMS, "stage.claims")
         yield from ()
 
 
