@@ -37,6 +37,29 @@ def test_the_same_command_gives_the_same_text(make_run: Make, superblock: Callab
     assert first == second != other
 
 
+def test_an_exit_is_named_and_its_text_is_another(make_run: Make, superblock: Callable[..., Any]) -> None:
+    make_run("run-a")
+    texts = {at: superblock("generate", "max_tokens=12", *at) for at in ((), ("exit_at=2",), ("exit_at=1",))}
+    assert texts[()].out == texts[("exit_at=2",)].out != texts[("exit_at=1",)].out
+    assert "exit 1: the model that ends after 1 superblock\n" in texts[("exit_at=1",)].err
+    assert "exit" not in texts[()].err
+    assert texts[("exit_at=1",)].err.startswith("generate: run-a (stage mvp1")
+
+
+@pytest.mark.parametrize(
+    ("at", "words"), [("3", "exit_at=3: the model has 2 superblocks; must be 1 to 2"), ("0", "at least 1")]
+)
+def test_an_exit_that_is_not_there_is_refused_in_words(
+    make_run: Make, superblock: Callable[..., Any], at: str, words: str
+) -> None:
+    make_run("run-a")
+    answer = superblock("generate", f"exit_at={at}")
+    assert answer.status == 2
+    assert words in answer.err
+    assert len(answer.err.strip().splitlines()) <= 4
+    assert not answer.out
+
+
 def test_samples_follow_each_other(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
     make_run("run-a")
     generate(GenerateConfig(samples=3, **SHORT))

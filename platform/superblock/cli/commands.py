@@ -50,6 +50,7 @@ COMMANDS = {
                 ("", "continue 'def ' with the newest run's model"),
                 ("run=mvp2 prompt='import ' temperature=0", "the newest run of a stage, the likeliest text"),
                 ("samples=3 max_tokens=80 seed=7", "three texts"),
+                ("run=mvp3 exit_at=3", "the 3-superblock model inside a 6-superblock one"),
             ),
         ),
         Command(

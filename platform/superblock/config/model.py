@@ -114,6 +114,11 @@ class MTPConfig:
     token_fraction: float = knob(0.25, "share of each sequence on which the heads are trained", above=0, maximum=1)
     detach_trunk: bool = knob(False, "train only the heads, not the trunk, with the multi-token loss")
 
+    @property
+    def exits_begin(self) -> float:
+        """Share of training after which the exits begin."""
+        return self.start if self.exit_start is None else self.exit_start
+
 
 @dataclass
 class ModelConfig:
@@ -159,6 +164,11 @@ class ModelConfig:
         if self.mtp.exits == "all":
             return [tuple(early)]
         return [(s,) for s in early if self.mtp.exits == "rotate" or s + 1 in STAGE_DEPTHS]
+
+    def trained_exits(self) -> list[int]:
+        """Superblocks, from 1 and without the last, whose exits learn at some time of a training."""
+        turns = self.exit_turns() if self.mtp.exits_begin < 1 else []
+        return sorted({s + 1 for turn in turns for s in turn})
 
     def exit_share(self, superblock: int) -> float:
         """What part of `mtp.exit_weight` the exit of a superblock (from 0, not the last) has."""

@@ -23,10 +23,13 @@ def generate(config: GenerateConfig) -> None:
     found = find_checkpoint(config.run)
     for line in found.skipped:
         _note(f"passed over {line}")
-    _note(f"generate: {found.describe()}")
+    at = (
+        "" if config.exit_at is None else f", exit {config.exit_at}: the model that ends after {_count(config.exit_at)}"
+    )
+    _note(f"generate: {found.describe()}{at}")
     from superblock.generation.session import load_checkpoint  # imports torch: the line above is there at once
 
-    session = load_checkpoint(found.checkpoint)
+    session = load_checkpoint(found.checkpoint, config.exit_at)
     if len(session.tokenizer.encode(config.prompt).ids) + config.max_tokens > session.trained_length:
         _note(f"note: the model was trained on {session.trained_length} tokens at once; beyond, it extrapolates")
     start = time.perf_counter()
@@ -79,6 +82,10 @@ def in_order(pieces: Iterable["Piece"], prompt: str, samples: int) -> Iterator[t
             current += 1
             if current < samples:
                 yield _heading(current, samples) + prompt + waiting[current], 0
+
+
+def _count(superblocks: int) -> str:
+    return f"{superblocks} superblock{'s' if superblocks > 1 else ''}"
 
 
 def _heading(sample: int, samples: int) -> str:

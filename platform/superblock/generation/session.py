@@ -18,6 +18,7 @@ from superblock.generation.sampling import choose, probabilities
 from superblock.generation.text import TextStream, TokenBytes
 from superblock.models.cache import Cache
 from superblock.models.language_model import build_model
+from superblock.models.truncation import truncate
 from superblock.training.checkpoint import load_config, load_model_weights, tokenizer_path
 
 
@@ -151,11 +152,14 @@ def load(run: str = "newest", *, root: Path | None = None) -> Session:
     return load_checkpoint(find_checkpoint(run, root).checkpoint)
 
 
-def load_checkpoint(path: Path) -> Session:
+def load_checkpoint(path: Path, exit_at: int | None = None) -> Session:
     """A session with one checkpoint, which needs nothing but its own folder.
 
+    Args:
+        exit_at: superblocks of the model inside it that ends at this one's exit; None uses all.
+
     Raises:
-        ConfigError: if it cannot be used.
+        ConfigError: if it cannot be used, or has no such exit.
     """
     tokenizer = load_tokenizer(tokenizer_path(path))
     config = restore(ModelConfig, load_config(path).get("model", {}), "model")
@@ -164,6 +168,8 @@ def load_checkpoint(path: Path) -> Session:
     )
     model = build_model(config, seed=0)
     load_model_weights(path, model)
+    if exit_at is not None:
+        model = truncate(model, exit_at)
     return Session(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer)
 
 

@@ -32,7 +32,7 @@ def supervision_at(
     mtp = config.mtp
     progress = step / total_steps
     depths = mtp.enabled and progress >= mtp.start
-    turns = config.exit_turns() if progress >= _exit_start(config) else []
+    turns = config.exit_turns() if progress >= mtp.exits_begin else []
     if not depths and not turns:
         return None
     length = min(sequence_length, max(mtp.depth + 2, round(mtp.token_fraction * sequence_length)))
@@ -54,9 +54,5 @@ def phases(config: ModelConfig) -> list[tuple[float, float]]:
     if config.mtp.enabled:
         starts.add(config.mtp.start)
     if config.exit_turns():
-        starts.add(_exit_start(config))
+        starts.add(config.mtp.exits_begin)
     return list(pairwise(sorted(starts)))
-
-
-def _exit_start(config: ModelConfig) -> float:
-    return config.mtp.start if config.mtp.exit_start is None else config.mtp.exit_start
