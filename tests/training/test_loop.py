@@ -47,6 +47,42 @@ def test_a_run_trains_evaluates_and_records(
     assert record.status == "FINISHED"
 
 
+def test_the_curve_of_exits_is_measured_and_recorded(
+    compose: Compose, small: Overrides, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = train(compose("run", *small("name=deep", "stage=mvp2")))
+    assert summary is not None
+    assert list(summary.exits) == ["1", "2", "3"]
+    assert summary.exits["3"]["bits_per_byte"] == summary.splits["test"].bits_per_byte
+    assert summary.exits["3"]["perplexity"] == pytest.approx(summary.splits["test"].perplexity)
+    history = metric_history(Path("runs/deep"))
+    for name in ("bits_per_byte", "perplexity", "tokens_per_second"):
+        assert history[f"exits/{name}"] == [(s, summary.exits[str(s)][name]) for s in (1, 2, 3)]
+    assert history["test/exit_2/bits_per_byte"] == [(0, summary.exits["2"]["bits_per_byte"])]
+    assert all(Path(f"runs/deep/artifacts/exits.{kind}").is_file() for kind in ("svg", "png"))
+    assert "exit_at=<superblocks>" in capsys.readouterr().out
+    assert json.loads(Path("runs/deep/summary.json").read_text())["exits"] == summary.exits
+
+
+def test_an_exit_is_set_beside_the_model_it_grew_from(compose: Compose, small: Overrides) -> None:
+    parent = train(compose("run", *small("name=one")))
+    grown = train(compose("run", *small("name=two", "stage=mvp2", "model.num_superblocks=2", "parent=one")))
+    assert parent is not None
+    assert grown is not None
+    assert list(parent.exits) == ["1"]
+    assert grown.exits["1"]["trained_bits_per_byte"] == parent.splits["test"].bits_per_byte
+    assert "trained_bits_per_byte" not in grown.exits["2"]
+    gap = grown.exits["1"]["bits_per_byte"] / parent.splits["test"].bits_per_byte - 1
+    assert metric_history(Path("runs/two"))["exits/gap_1"] == [(0, pytest.approx(gap))]
+
+
+def test_no_test_no_curve(compose: Compose, small: Overrides) -> None:
+    summary = train(compose("run", *small("name=quick", "stage=mvp2", "evaluation=quick", "trainer.budget=2steps")))
+    assert summary is not None
+    assert summary.exits == {}
+    assert "exits/tokens_per_second" not in metric_history(Path("runs/quick"))
+
+
 def test_same_seed_same_losses_and_another_seed_others(compose: Compose, small: Overrides) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(compose("run", *small(f"name={name}", f"seed={seed}", "evaluation=quick", "trainer.budget=4steps")))

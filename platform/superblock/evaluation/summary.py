@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from superblock.evaluation.exit_table import exit_table
 from superblock.tracking.files import write_json
 
 WIDTH = 100
@@ -67,7 +68,9 @@ class RunSummary:
     growth: dict[str, Any] | None = None
     """What was measured when the weights were taken over: `training.growing.Boundary`."""
     exits: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By number of superblocks: `bits_per_byte`, `perplexity`, `tokens_per_second` on the test split."""
+    """By number of superblocks, the exits that learnt and the model itself: `bits_per_byte`, `perplexity`,
+    `tokens_per_second` on the test split (speed is missing where it was not measured), and `trained_bits_per_byte` where
+    the model it grew from at that depth is known."""
     prediction: dict[str, Any] | None = None
     """What was predicted before training: `planning.prediction`."""
 
@@ -96,6 +99,8 @@ def render(summary: RunSummary, console: Console) -> None:
         console.print(
             Padding(_quality(summary, ascii_only=console.options.ascii_only), (1, 0, 0, 2), expand=False), width=width
         )
+    if (exits := exit_table(summary.exits)) is not None:
+        console.print(Padding(exits, (1, 0, 0, 2), expand=False), width=width)
     console.print(Text("\nNext", style="bold"))
     for command in next_commands(summary):
         console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)

@@ -7,11 +7,12 @@ from superblock.callbacks.throughput import Throughput
 from superblock.config.run import RunConfig
 from superblock.data.corpus import Corpus
 from superblock.evaluation.curve import curve
+from superblock.evaluation.exit_curve import exit_curve
 from superblock.evaluation.summary import RunSummary, SplitResult
 from superblock.tracking.run import ARTIFACTS, Tracker
-from superblock.tracking.runs import list_runs
+from superblock.tracking.runs import list_runs, read_run, runs_root
 from superblock.tracking.spool import metric_history
-from superblock.training.lineage import plain_lineage, total_flops
+from superblock.training.lineage import Lineage, plain_lineage, total_flops
 from superblock.training.module import LanguageModelModule
 from superblock.training.size import ModelSize
 from superblock.training.starting import Start
@@ -62,22 +63,28 @@ def summarise(
         lineage=plain_lineage(lineage),
         lineage_flops=total_flops(lineage),
         growth=module.boundary,
+        exits=measures["exits"].results,
         prediction=prediction,
     )
     if config.evaluation.test:
         for split, prefix, part in (("validation", "final/val_", "val"), ("test", "test/", "test")):
             summary.splits[split] = _split(config, corpus, measures, prefix, part)
+    for depth, bits in _trained_at(lineage[:-1], corpus.digest).items():
+        if depth in summary.exits:
+            summary.exits[depth]["trained_bits_per_byte"] = bits
     return summary
 
 
 def record(summary: RunSummary, folder: Path, tokens_per_step: int, tracker: Tracker) -> None:
-    """Writes `summary.json` and the learning curve into the run's folder, and records both."""
+    """Writes `summary.json` and the pictures into the run's folder, and records them."""
     flops = {"lineage/flops": summary.lineage_flops, "lineage/own_flops": summary.flops}
     tracker.result({name: value for name, value in flops.items() if value is not None})
     summary.save(folder / "summary.json")
     tracker.artifact(folder / "summary.json")
     for picture in _draw(folder, summary, tokens_per_step):
         tracker.artifact(picture, "plots")
+    gaps = {s: v["bits_per_byte"] / v["trained_bits_per_byte"] - 1 for s, v in _beside_trained(summary).items()}
+    tracker.result({f"exits/gap_{s}": gap for s, gap in gaps.items()})
 
 
 def _split(config: RunConfig, corpus: Corpus, measures: dict[str, Any], prefix: str, part: str) -> SplitResult:
@@ -104,6 +111,21 @@ def _best_of(stage: str, scale: str, digest: str) -> dict[str, float]:
     return {f"best {stage}": min(results)} if results else {}
 
 
+def _trained_at(ancestors: Lineage, digest: str) -> dict[str, float]:
+    """Test bits per byte of the models a run grew from, by their superblocks; of those tested on the same text."""
+    found: dict[str, float] = {}
+    for one in ancestors:
+        record = read_run(runs_root() / one.run)
+        tested = record.summary.get("splits", {}).get("test") if record else None
+        if record and tested and record.summary.get("data_digest") == digest:
+            found[str(one.superblocks)] = tested["bits_per_byte"]
+    return found
+
+
+def _beside_trained(summary: RunSummary) -> dict[str, dict[str, float]]:
+    return {s: values for s, values in summary.exits.items() if "trained_bits_per_byte" in values}
+
+
 def _draw(folder: Path, summary: RunSummary, tokens_per_step: int) -> list[Path]:
     history = metric_history(folder / "spool.jsonl")
     points = {
@@ -114,10 +136,15 @@ def _draw(folder: Path, summary: RunSummary, tokens_per_step: int) -> list[Path]
     if test := summary.splits.get("test"):
         points["test"] = [(summary.tokens, test.bits_per_byte)]
         references = {name: value for name, value in test.references.items() if name in ("trigram", "xz")}
-    if not any(points.values()):
-        return []
+    exits = {int(s): values["bits_per_byte"] for s, values in summary.exits.items()}
+    trained = {int(s): values["trained_bits_per_byte"] for s, values in _beside_trained(summary).items()}
     (folder / ARTIFACTS).mkdir(exist_ok=True)
-    pictures = [folder / ARTIFACTS / f"learning_curve.{kind}" for kind in ("svg", "png")]
-    for picture in pictures:
-        curve(points, references, picture)
+    pictures = []
+    for kind in ("svg", "png"):
+        if any(points.values()):
+            pictures.append(folder / ARTIFACTS / f"learning_curve.{kind}")
+            curve(points, references, pictures[-1])
+        if len(exits) > 1:
+            pictures.append(folder / ARTIFACTS / f"exits.{kind}")
+            exit_curve(exits, trained, pictures[-1])
     return pictures

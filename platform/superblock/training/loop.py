@@ -11,6 +11,7 @@ from rich.console import Console
 
 from superblock.callbacks.accuracy import Accuracy
 from superblock.callbacks.checkpointing import Checkpointing
+from superblock.callbacks.exits import ExitCurve
 from superblock.callbacks.expert_health import ExpertHealth
 from superblock.callbacks.memory import Memory
 from superblock.callbacks.nonfinite import NonFiniteGuard
@@ -178,14 +179,16 @@ def _corpus(config: RunConfig, rank: int, say: Callable[[str], None]) -> Corpus:
 def _measurements(config: RunConfig, corpus: Corpus, size: ModelSize) -> dict[str, Any]:
     """The callbacks that measure, by name; their state goes into checkpoints."""
     bytes_per_token = corpus.train.num_bytes / len(corpus.train)
+    perplexity = Perplexity(train_bytes_per_token=bytes_per_token)
     return {
         "nonfinite": NonFiniteGuard(),
-        "perplexity": Perplexity(train_bytes_per_token=bytes_per_token),
+        "perplexity": perplexity,
         "accuracy": Accuracy(),
         "throughput": Throughput(training_flops_per_token=size.training_flops_per_token),
         "memory": Memory(),
         "experts": ExpertHealth(),
         "norms": Norms(),
+        "exits": ExitCurve(perplexity),
     }
 
 
