@@ -9,7 +9,7 @@ from superblock.config.fields import ConfigError, closest, restore
 from superblock.config.model import ModelConfig
 from superblock.config.run import RunConfig
 from superblock.tracking.runs import list_runs, runs_root
-from superblock.training.manifest import MANIFEST, load_config, load_progress, newest_whole
+from superblock.training.manifest import MANIFEST, WEIGHTS, load_config, load_progress, newest_whole
 from superblock.training.size import measure
 
 SCRATCH = "scratch"
@@ -87,7 +87,10 @@ def find_parent(config: RunConfig) -> Parent | None:
         raise ConfigError(f"parent={config.parent}: there is no such run with a whole checkpoint{hint}")
     stored = load_config(checkpoint)
     name = folder.name if checkpoint is not folder else folder.resolve().parent.parent.name
-    return Parent(name, checkpoint, restore(ModelConfig, stored.get("model", {}), "model"), read_lineage(checkpoint))
+    lineage = read_lineage(checkpoint)
+    if (checkpoint / WEIGHTS).is_file():  # from the registry: the run's own folder is elsewhere
+        name = lineage[-1].run
+    return Parent(name, checkpoint, restore(ModelConfig, stored.get("model", {}), "model"), lineage)
 
 
 def read_lineage(checkpoint: Path) -> Lineage:

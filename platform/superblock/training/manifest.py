@@ -28,6 +28,9 @@ MANIFEST = "manifest.json"
 BEST = "best.json"
 FORMAT = 1
 REQUIRED = (".metadata", "config.json", "progress.json")
+WEIGHTS, LINEAGE = "weights.safetensors", "lineage.json"
+REQUIRED_REGISTERED = (WEIGHTS, "config.json", LINEAGE)
+"""Of a registered model's folder (training.registered)."""
 _STEP = re.compile(r"(?:\.old-)?step-(\d+)")
 
 
@@ -89,7 +92,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: its format is {manifest.get('format')}, this version reads {FORMAT}")
     if odd := [name for name in names if Path(name).name != name or "\\" in name]:
         raise CheckpointError(f"{path}: its manifest names a file outside of the checkpoint ({odd[0]})")
-    if missing := [name for name in REQUIRED if name not in names]:
+    required = REQUIRED_REGISTERED if WEIGHTS in names else REQUIRED
+    if missing := [name for name in required if name not in names]:
         raise CheckpointError(f"{path}: its manifest does not name {missing[0]}")
     result: dict[str, Any] = manifest
     return result
@@ -162,12 +166,12 @@ def load_config(path: Path) -> dict[str, Any]:
 
 
 def load_progress(path: Path) -> dict[str, Any]:
-    """What `save` was given as progress.
+    """What `save` was given as progress; of a registered model, its lineage with `step` and `tokens_seen`.
 
     Raises:
         CheckpointError: if it cannot be read.
     """
-    return _read_json(Path(path) / "progress.json")
+    return _read_json(Path(path) / (LINEAGE if (Path(path) / WEIGHTS).is_file() else "progress.json"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-from superblock.training.manifest import CheckpointError
+from superblock.training import registered
+from superblock.training.manifest import WEIGHTS, CheckpointError
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _TYPES = {
@@ -67,6 +68,8 @@ def read_metadata(path: Path, files: Iterable[str]) -> Metadata:
     Raises:
         CheckpointError: if it holds anything but tensors, or is not readable.
     """
+    if WEIGHTS in set(files):
+        return registered.read_metadata(path)
     try:
         with (path / ".metadata").open("rb") as file:
             metadata = _PlainUnpickler(file).load()
@@ -109,6 +112,9 @@ def read_tensors(path: Path, metadata: Metadata, tensors: dict[str, Tensor]) -> 
     Raises:
         CheckpointError: on every process, if one cannot read its parts.
     """
+    if (path / WEIGHTS).is_file():
+        registered.read_tensors(path, tensors)
+        return
     planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
         with _first_cause():
