@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from superblock.tracking.files import read_json, write_json
 from superblock.tracking.identity import IDENTITY_FILE
 from superblock.tracking.runs import INTERRUPTED, list_runs
 from superblock.tracking.spool import FILE_NAME, MAX_PARAM, MAX_TAG, Event, clean_key, cut, scan
-from superblock.tracking.store import open_store, prepare_environment, store_uri, without_password
+from superblock.tracking.store import open_store, prepare_environment, reason_of, store_uri, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,6 +55,7 @@ class Sender(threading.Thread):
         uri: address of the store, see `store_uri`.
         experiment: name of the experiment.
         flush_seconds: pause between two deliveries, and before the first one: the start of training comes first.
+        renew: record the run anew if somebody deleted it from the store; else what is new stays in the spool.
         report: shows a line to the user.
     """
 
@@ -66,11 +66,12 @@ class Sender(threading.Thread):
         uri: str,
         experiment: str,
         flush_seconds: float,
+        renew: bool = True,
         report: Callable[[str], None] = to_stderr,
     ) -> None:
         super().__init__(name="mlflow-sender", daemon=True)
         self.folder, self.uri, self.experiment = folder, uri, experiment
-        self.flush_seconds, self.report = flush_seconds, report
+        self.flush_seconds, self.renew, self.report = flush_seconds, renew, report
         self.refused = 0
         self.failure: str | None = None
         self._spool = folder / FILE_NAME
@@ -131,10 +132,11 @@ class Sender(threading.Thread):
 
     def _note_failure(self, error: Exception) -> None:
         if self.failure is None:
-            reason = _one_line(error)
+            reason = reason_of(error)
+            goes_on = "training goes on; " if self.renew else ""
             self.report(
                 f"tracking: cannot deliver to {without_password(self.uri)}: {reason}\n"
-                f"tracking: training goes on; values wait in {self._spool}"
+                f"tracking: {goes_on}values wait in {self._spool}"
             )
         self.failure = type(error).__name__
 
@@ -147,7 +149,11 @@ class Sender(threading.Thread):
         identity = read_json(self.folder / IDENTITY_FILE)
         place = without_password(self.uri)
         known = identity.get("mlflow_run_id") if identity.get("tracking_uri") == place else None
-        self._run_id = _active_run(client, known) or _make_run(client, experiment_id, identity)
+        active = _active_run(client, known)
+        if known and not active and not self.renew:
+            self._given_up.set()
+            raise LookupError(f"run {identity['name']} was deleted there")
+        self._run_id = active or _make_run(client, experiment_id, identity)
         mlflow_keys = {"mlflow_run_id": self._run_id, "experiment_id": experiment_id, "tracking_uri": place}
         write_json(self.folder / IDENTITY_FILE, {**identity, **mlflow_keys})
         position = read_json(self.folder / POSITION)
@@ -245,7 +251,7 @@ class Sender(threading.Thread):
     def _refuse(self, what: str, error: Exception) -> None:
         self.refused += 1
         if self.refused == 1:
-            self.report(f"tracking: MLflow does not take {what}: {_one_line(error)}")
+            self.report(f"tracking: MLflow does not take {what}: {reason_of(error)}")
 
 
 def deliver(folder: Path, config: TrackingConfig, *, timeout: float, report: Callable[[str], None] = to_stderr) -> int:
@@ -306,12 +312,6 @@ def _points(events: Iterator[Event], after: int) -> Iterator[tuple[str, int]]:
     for event in events:
         if event.kind == "metrics" and event.data["step"] > after:
             yield from ((key, event.data["step"]) for key in event.data["values"])
-
-
-def _one_line(error: Exception) -> str:
-    """What went wrong, without the password that an address in the text may hold."""
-    text = re.sub(r"//[^/@\s]+@", "//***@", " ".join(str(error).split()))
-    return cut(text or type(error).__name__, 160)
 
 
 def _merged(events: list[Event]) -> dict[str, str]:

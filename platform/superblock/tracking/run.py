@@ -12,10 +12,12 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from superblock.config.fields import ConfigError
 from superblock.tracking import identity, provenance
 from superblock.tracking.files import read_json, write_json
 from superblock.tracking.mlflow_sender import Sender, to_stderr
-from superblock.tracking.spool import Spool, read_spool
+from superblock.tracking.runs import read_run
+from superblock.tracking.spool import FILE_NAME, Spool, read_spool
 from superblock.tracking.store import store_uri
 from superblock.tracking.system_metrics import SystemMetrics
 
@@ -36,6 +38,7 @@ class Tracker:
         self._system: SystemMetrics | None = None
         self._results: dict[str, float] = {}
         self._diverged = False
+        self._over = False  # the run ended before this tracker was made
         self._report: Callable[[str], None] = to_stderr
 
     @classmethod
@@ -86,6 +89,35 @@ class Tracker:
             tracker._system.start()
         if sender:
             sender.start()
+        return tracker
+
+    @classmethod
+    def reopen(cls, run_folder: Path, config: identity.Recorded, *, report: Callable[[str], None] = to_stderr) -> Self:
+        """Adds tags, results, texts and artifacts to a run that is over; how and when it ended stays as it is.
+
+        What is added goes to the run's own MLflow run. If somebody deleted that, it is not recorded anew.
+
+        Args:
+            run_folder: the run's own folder.
+            config: says where results go; with `tracking=none`, or while the store is away, the spool keeps them.
+            report: shows a line to the user.
+
+        Raises:
+            ConfigError: if there is no run in the folder, or it is still running.
+        """
+        record = read_run(run_folder)
+        if record is None or record.status == "RUNNING":
+            fault = "holds no run" if record is None else "is still running in another process"
+            raise ConfigError(f"{run_folder}: {fault}; nothing can be added to it")
+        tracking, uri, sender = config.tracking, store_uri(config.tracking), None
+        if uri is not None:
+            sender = Sender(
+                run_folder, uri=uri, experiment=tracking.experiment, flush_seconds=tracking.flush_seconds, renew=False,
+                report=report,
+            )  # fmt: skip
+        tracker = cls(run_folder, Spool(run_folder), sender, tracking.timeout_seconds)
+        tracker._report, tracker._over = report, True
+        tracker._results = _results_so_far(run_folder / FILE_NAME)
         return tracker
 
     @property
@@ -154,15 +186,22 @@ class Tracker:
             self._spool.append("dataset", data)
 
     def finish(self, status: Status) -> None:
-        """Ends the record, waiting at most `tracking.timeout_seconds` for values that MLflow does not have yet."""
+        """Ends the record, waiting at most `tracking.timeout_seconds` for values that MLflow does not have yet.
+
+        A reopened run keeps the status it had.
+        """
         if self._spool is None:
             return
         if self._system:
             self._system.stop()
-        self._spool.append("status", {"status": status})
+        if not self._over:
+            self._spool.append("status", {"status": status})
         spool, self._spool = self._spool, None
         spool.close()
-        identity.write_status(self.run_folder, status)
+        if not self._over:
+            identity.write_status(self.run_folder, status)
+        if self._sender and self._over:
+            self._sender.start()  # only now: all of it is delivered at once
         left = self._sender.close(self._timeout) if self._sender else 0
         if left:
             self._report(f"tracking: {left} values not delivered yet; they are in {spool.path}")

@@ -5,6 +5,7 @@
 
 import logging
 import os
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from superblock.config.fields import ConfigError
 from superblock.config.tracking import TrackingConfig
+from superblock.tracking.spool import cut
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +35,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -78,6 +81,12 @@ def without_password(uri: str | None) -> str | None:
         return uri
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=f"***@{host}"))
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong in one line, without the password that an address in the text may hold."""
+    text = re.sub(r"//[^/@\s]+@", "//***@", " ".join(str(error).split()))
+    return cut(text or type(error).__name__, 160)
 
 
 def find_experiment(database: Path, name: str) -> str | None:
