@@ -77,13 +77,20 @@ class PlanConfig:
     scale: ScaleConfig = section(ScaleConfig, "sizes")
     model: ModelConfig = section(ModelConfig, "architecture")
     check: bool = knob(False, "build the model on the meta device and compare the counts")
+    price_per_hour: float | None = knob(
+        None, "price of an hour of this machine in your currency: adds the predicted cost", minimum=0
+    )
 
 
 @dataclass
 class GenerateConfig:
     """`python -m platform.generate`: continue a text with a trained model."""
 
-    run: str = knob("newest", "newest, a run's name or MLflow id, a stage such as mvp1, or a checkpoint folder")
+    run: str = knob(
+        "newest",
+        "newest, a run's name or MLflow id, a stage such as mvp1, a checkpoint folder, or a promoted model such as "
+        "mvp1@promoted or mvp1-mini@promoted-s3",
+    )
     prompt: str = knob("def ", "text to continue")
     max_tokens: int = knob(200, "tokens to generate", minimum=1)
     temperature: float = knob(0.8, "0 takes the most likely token; higher is more varied", minimum=0, maximum=100)
@@ -95,6 +102,7 @@ class GenerateConfig:
     samples: int = knob(1, "texts to generate", minimum=1, maximum=256)
     stop: str | None = knob(None, "text that ends a sample")
     seed: int = knob(1, "seed of sampling", minimum=0, maximum=2**31 - 1)
+    tracking: TrackingConfig = section(TrackingConfig, "MLflow store whose model registry knows what is promoted")
 
 
 @dataclass

@@ -20,7 +20,7 @@ def generate(config: GenerateConfig) -> None:
     Raises:
         ConfigError: if there is no such run, or its checkpoint cannot be used.
     """
-    found = find_checkpoint(config.run)
+    found = find_checkpoint(config.run, tracking=config.tracking)
     for line in found.skipped:
         _note(f"passed over {line}")
     at = (

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from superblock.config.fields import ConfigError, closest
+from superblock.config.tracking import TrackingConfig
 from superblock.tracking.runs import RunRecord, find_run, list_runs, read_run, runs_root
 from superblock.training.manifest import MANIFEST, checkpoints_folder, newest_whole, verify
+from superblock.training.promoted import Promoted, find_address, is_address
 
 
 @dataclass(frozen=True)
@@ -16,25 +18,30 @@ class Found:
     checkpoint: Path
     run: RunRecord | None
     skipped: tuple[str, ...] = ()
+    promoted: Promoted | None = None
+    """Where it was found by an alias of the model registry."""
 
     def describe(self) -> str:
         """The run in one line, with its test result if it has one."""
         if self.run is None:
-            return str(self.checkpoint)
-        facts = [f"stage {self.run.stage}", f"scale {self.run.scale}", self.checkpoint.name]
+            return self.promoted.describe() if self.promoted else str(self.checkpoint)
+        facts = [self.promoted.number] if self.promoted else []
+        facts += [f"stage {self.run.stage}", f"scale {self.run.scale}", self.checkpoint.name]
         bits = self.run.summary.get("splits", {}).get("test", {}).get("bits_per_byte")
         if isinstance(bits, float):
             facts.append(f"test {bits:.3f} bits per byte")
         return f"{self.run.name} ({', '.join(facts)})"
 
 
-def find_checkpoint(run: str, root: Path | None = None) -> Found:
-    """The newest whole checkpoint of a run.
+def find_checkpoint(run: str, root: Path | None = None, tracking: TrackingConfig | None = None) -> Found:
+    """The newest whole checkpoint of a run, or a promoted model.
 
     Args:
         run: `newest`, a run's name, MLflow id or stage, or the folder of a run or of one checkpoint. For `newest` and a
-            stage, runs without a whole checkpoint are passed over.
+            stage, runs without a whole checkpoint are passed over. Or an address of the model registry: `mvp2@promoted`,
+            `mvp2-mini@promoted-s3`, `models:/mvp2-tiny/4`.
         root: folder that holds the runs.
+        tracking: the store whose registry is asked; by default `mlflow.db` of the current folder.
 
     Raises:
         ConfigError: if there is no such run, or none with a whole checkpoint.
@@ -42,6 +49,9 @@ def find_checkpoint(run: str, root: Path | None = None) -> Found:
     if (Path(run) / MANIFEST).exists():
         return _one_checkpoint(Path(run))
     skipped: list[str] = []
+    if is_address(run) and not Path(run).is_dir():
+        promoted = find_address(run, tracking or TrackingConfig(), say=skipped.append, root=root)
+        return Found(promoted.checkpoint, read_run(promoted.folder), tuple(skipped), promoted)
     for folder, record in _candidates(run, root):
         checkpoint, broken = newest_whole(folder)
         skipped += [f"{folder / 'checkpoints' / name}: {reason}" for name, reason in broken]
