@@ -116,3 +116,39 @@ def test_json_round_trip(summary: RunSummary, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "expected"), [(812, "812"), (7_540_000, "7.54M"), (235_366_983_936, "235.37B")])
 def test_short_numbers(value: float, expected: str) -> None:
     assert short(value) == expected
+
+
+def predicted(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high}
+
+
+def test_predicted_beside_measured(summary: RunSummary) -> None:
+    summary.minutes_in_all = 8.5
+    summary.prediction = {
+        "bits_per_byte": predicted(1.5, 1.45, 1.55),
+        "minutes": predicted(6.0, 5.5, 6.5),
+        "minutes_in_all": predicted(8.0, 7.0, 9.0),
+        "memory_bytes": predicted(1.5e9, 1.25 * 2**30, 1.5 * 2**30),
+        "confidence": 0.8,
+        "runs": ["mvp1-tiny-1"],
+        "words": "",
+    }
+    text = text_of(summary)
+    rows = {line.split("  ")[0]: line.split() for line in map(str.strip, text.splitlines())}
+    assert rows["bits per byte"][3:] == ["1.500", "1.450", "–", "1.550", "✓", "1.523"]
+    assert rows["minutes of training"][3:] == ["6.0", "5.5", "–", "6.5", "6.9"]  # outside
+    assert rows["minutes in all"][-2:] == ["✓", "8.5"]
+    assert rows["memory, GiB"][-2:] == ["✓", "1.40"]
+    assert "in the 80% interval" in text
+    assert max(map(len, text.splitlines())) <= 100
+    text_of(summary, encoding="ascii").encode("ascii")
+
+
+def test_what_was_not_measured_is_not_compared(summary: RunSummary) -> None:
+    summary.prediction = {"bits_per_byte": predicted(1.5, 1.4, 1.6), "minutes": predicted(6, 5, 7), "confidence": 0.8}
+    summary.splits = {}
+    text = text_of(summary)
+    assert "minutes of training" in text and "predicted" in text
+    assert "bits per byte" not in text
+    summary.prediction = None
+    assert "predicted" not in text_of(summary)

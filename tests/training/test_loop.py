@@ -221,3 +221,18 @@ def test_a_missing_model_file_is_named(compose: Compose, small: Overrides) -> No
 
     with pytest.raises(ConfigError, match=r"model.file=nowhere.py: there is no such file"):
         train(compose("run", *small("name=own", "model.file=nowhere.py", "model.family=gru")))
+
+
+def test_a_prediction_is_kept_beside_what_came(
+    compose: Compose, small: Overrides, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"bits_per_byte": 3.0, "minutes": 0.5, "memory_bytes": 2.0**30, "steps": 4}
+    known = {name: {"value": value, "low": value / 2, "high": 2 * value} for name, value in said.items()}
+    summary = train(compose("run", *small("name=told", "trainer.budget=4steps")), prediction={**known, "confidence": 0.8})
+    assert summary is not None and summary.prediction is not None
+    assert summary.prediction["bits_per_byte"] == known["bits_per_byte"]
+    history = metric_history(Path("runs/told"))
+    assert history["predicted/bits_per_byte"] == [(0, 3.0)]
+    assert history["predicted/minutes"] == [(0, 0.5)]
+    assert history["predicted/memory_gib"] == [(0, 1.0)]
+    assert "before training" in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,9 @@ def render(summary: RunSummary, console: Console) -> None:
         )
     if (exits := exit_table(summary.exits)) is not None:
         console.print(Padding(exits, (1, 0, 0, 2), expand=False), width=width)
+    if rows := list(_foreseen(summary)):
+        table = _predicted(rows, (summary.prediction or {}).get("confidence"), ascii_only=console.options.ascii_only)
+        console.print(Padding(table, (1, 0, 0, 2), expand=False), width=width)
     console.print(Text("\nNext", style="bold"))
     for command in next_commands(summary):
         console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
@@ -167,6 +170,52 @@ def _against(value: float, reference: float | None, mark: str) -> Text:
         return Text("")
     below = value < reference
     return Text(f"{mark} {reference:.3f}" if below else f"{reference:.3f}", style="green" if below else "")
+
+
+FORESEEN = {"bits_per_byte": ("bits per byte", 1, 3), "minutes": ("minutes of training", 1, 1), "minutes_in_all": ("minutes in all", 1, 1),
+            "memory_bytes": ("memory, GiB", 2**30, 2)}  # fmt: skip
+"""Quantities of a prediction that are measured: their title, unit and digits."""
+
+
+def measured(summary: RunSummary) -> dict[str, float]:
+    """What came of the quantities that a prediction names."""
+    test = summary.splits.get("test")
+    found = {
+        "bits_per_byte": test.bits_per_byte if test else None,
+        "minutes": summary.minutes,
+        "minutes_in_all": summary.minutes_in_all,
+        "memory_bytes": summary.peak_memory_bytes,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _foreseen(summary: RunSummary) -> Iterator[tuple[str, dict[str, float], float]]:
+    """Name, estimate and measured value of what was predicted before training."""
+    for name, value in measured(summary).items():
+        if estimate := (summary.prediction or {}).get(name):
+            yield name, estimate, value
+
+
+def _predicted(
+    rows: Iterable[tuple[str, dict[str, float], float]], confidence: float | None, *, ascii_only: bool
+) -> Table:
+    """One row per quantity: what was predicted, its interval, what was measured, and whether that lies inside."""
+    mark, dash = ("*", "-") if ascii_only else ("✓", "–")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    share = "" if confidence is None else f"{confidence:.0%} "
+    table.caption, table.caption_justify = f"{mark} where the measured value lies in the {share}interval", "left"
+    table.add_column("before training", no_wrap=True)
+    for title in ("predicted", "interval", "measured"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, estimate, value in rows:
+        title, unit, digits = FORESEEN[name]
+        middle, low, high, came = (
+            f"{v / unit:.{digits}f}" for v in (estimate["value"], estimate["low"], estimate["high"], value)
+        )
+        inside = estimate["low"] <= value <= estimate["high"]
+        last = Text(f"{mark} {came}" if inside else came, style="green" if inside else "")
+        table.add_row(title, middle, f"{low} {dash} {high}", last)
+    return table
 
 
 def short(value: float) -> str:

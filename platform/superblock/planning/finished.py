@@ -85,8 +85,9 @@ class Finished:
 
     @property
     def configuration(self) -> tuple[Any, ...]:
-        """Equal for runs that differ in nothing but their seed."""
-        return tuple(one[0] for one in self.lineage), self.settings.get("trainer.budget", self.tokens)
+        """Equal for runs of one recipe that differ in nothing but their seed."""
+        depths, budget = tuple(one[0] for one in self.lineage), self.settings.get("trainer.budget", self.tokens)
+        return depths, budget, self.tokens_per_step, round(self.flops_per_token)
 
     def point(self) -> LossPoint:
         """The run as the law of loss takes it."""

@@ -23,11 +23,15 @@ LAPTOP_BYTES = 8e9
 
 
 def show(config: PlanConfig) -> None:
-    """Prints parameters, FLOPs and bytes of `config.model`; with `check`, compares with the model on the meta device.
+    """Prints parameters, FLOPs and bytes of `config.model`, and what the finished runs here predict of its training.
+
+    With `check`, compares with the model on the meta device.
 
     Raises:
         SystemExit: with status 1 if the built model differs.
     """
+    from superblock.planning.outlook import outlook
+
     counts, console = count(config.model), Console(width=None if sys.stdout.isatty() else WIDTH)
     title = f"{config.stage.name} at scale {config.scale.name}"
     console.print(Text(f"{short(counts.total)} parameters, {short(counts.active)} active per token", style="bold"))
@@ -37,13 +41,18 @@ def show(config: PlanConfig) -> None:
     _print(console, costs(config, counts))
     for line in remarks(config, counts):
         _line(console, line)
+    for part in outlook(config, counts):
+        if isinstance(part, str):
+            _line(console, part)
+        else:
+            _print(console, part)
     if config.check:
         compare(counts, console)
 
 
 def components(counts: Counts) -> Table:
     """One row per component, with its number within the superblock and its forward FLOPs per token."""
-    table = _table("", "component", "", "each", "together", "share", "FLOP", left=2)
+    table = new_table("", "component", "", "each", "together", "share", "FLOP", left=2)
     context = mean_context(counts.config.max_sequence_length, counts.config.gqa.window)
     for row in counts.rows:
         copies = f"{row.copies} x" if row.layer else ""
@@ -69,7 +78,7 @@ def layers_in_words(counts: Counts) -> str:
 
 def costs(config: PlanConfig, counts: Counts) -> Table:
     """FLOPs and bytes of training and generating."""
-    table = _table("cost", "amount", "of", left=1)
+    table = new_table("cost", "amount", "of", left=1)
     table.columns[2].justify = "left"
     for label, amount, what in _costs(config, counts):
         table.add_row(label, amount, what)
@@ -182,7 +191,8 @@ def size(value: float) -> str:
     return si(value, "B")
 
 
-def _table(*titles: str, left: int) -> Table:
+def new_table(*titles: str, left: int) -> Table:
+    """An empty table whose first columns are aligned to the left."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for i, title in enumerate(titles):
         table.add_column(title, justify="left" if i < left else "right", no_wrap=True)

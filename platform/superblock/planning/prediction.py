@@ -199,12 +199,15 @@ def foresee(run: Target, runs: Sequence[Finished]) -> Prediction | str:
 
 
 def _quality(run: Target, known: Sequence[Finished]) -> list[Finished]:
-    """Runs on the same text, of the same recipe if there are any."""
+    """Runs on the same text, of the same recipe if there are any, else of the newest one."""
     settings = run.settings or {}
     measured = [other for other in known if other.loss is not None and past.same_data(settings, other.settings)]
     digest = run.digest or (measured[-1].digest if measured else None)
     measured = [other for other in measured if other.digest == digest]
-    return [other for other in measured if past.same_recipe(settings, other.settings)] or measured
+    for recipe in (settings, *(other.settings for other in measured[-1:])):
+        if chosen := [other for other in measured if past.same_recipe(recipe, other.settings)]:
+            return chosen
+    return []
 
 
 class _Forecast:

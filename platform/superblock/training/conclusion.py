@@ -79,12 +79,20 @@ def record(summary: RunSummary, folder: Path, tokens_per_step: int, tracker: Tra
     """Writes `summary.json` and the pictures into the run's folder, and records them."""
     flops = {"lineage/flops": summary.lineage_flops, "lineage/own_flops": summary.flops}
     tracker.result({name: value for name, value in flops.items() if value is not None})
+    tracker.result(_predicted(summary))
     summary.save(folder / "summary.json")
     tracker.artifact(folder / "summary.json")
     for picture in _draw(folder, summary, tokens_per_step):
         tracker.artifact(picture, "plots")
     gaps = {s: v["bits_per_byte"] / v["trained_bits_per_byte"] - 1 for s, v in _beside_trained(summary).items()}
     tracker.result({f"exits/gap_{s}": gap for s, gap in gaps.items()})
+
+
+def _predicted(summary: RunSummary) -> dict[str, float]:
+    """What was expected before training, as numbers that charts can show beside what came of it."""
+    units = {"bits_per_byte": ("bits_per_byte", 1), "minutes": ("minutes", 1), "memory_bytes": ("memory_gib", 2**30)}
+    known = summary.prediction or {}
+    return {f"predicted/{name}": known[key]["value"] / unit for key, (name, unit) in units.items() if known.get(key)}
 
 
 def _split(config: RunConfig, corpus: Corpus, measures: dict[str, Any], prefix: str, part: str) -> SplitResult:
