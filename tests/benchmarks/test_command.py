@@ -123,23 +123,32 @@ def test_without_transformers(
     ("word", "text"),
     [
         ("cases=part/mo", "cases=part/mo: part/mo is none of train/s1/b1-t32"),
-        ("suite=language", "suite=language: must be one of speed"),
+        ("suite=language", "suite=language: must be one of exits, growth, speed"),
         ("speed.peers=[int8]", "speed.peers=int8: must be one of bf16, fp32, bf16-eager"),
         ("speed.superblocks=4", "speed.superblocks=4: must be a list such as [a,b], at least 1"),
         ("repeats=0", "repeats=0: must be at least 1"),
-        ("superblocks=[1]", "did you mean speed.superblocks?"),
+        ("superblocks=[1]", "did you mean speed.superblocks or exits.superblocks?"),
         ("name=a b", "name=a b: must be letters"),
+        ("suite=growth resume=true", "resume=True: is not needed: suite=growth always goes on"),
+        ("suite=growth seed=2", "seed=2: has no effect with suite=growth; see growth.seeds"),
+        ("suite=growth growth.seeds=[1,1]", "growth.seeds=[1, 1]: must name at least one seed, each once"),
+        (
+            "suite=growth growth.extra_seeds=[9]",
+            "growth.extra_seeds=[9]: must be different ones of seeds=[1, 2, 3, 4, 5]",
+        ),
+        ("suite=exits exits.superblocks=[4]", "exits.superblocks=[4]: must be [3], [6] or [3,6]"),
+        ("suite=exits name=a-name-that-is-longer-than-thirty-six-signs", "must have at most 36 signs"),
         ("tracking.uri=http://x", "tracking.uri=http://x: tracking=sqlite needs a file"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_written(
     superblock: Callable, tiny: tuple[str, ...], tmp_path: Path, word: str, text: str
 ) -> None:
-    key = word.partition("=")[0]
-    words = [w for w in tiny if w.partition("=")[0] not in (key, key.partition(".")[0])]
-    answer = superblock("benchmark", *words, word)
+    typed = word.split(" ") if word.startswith("suite=") else [word]
+    keys = {part for text in typed for part in (text.partition("=")[0], text.partition("=")[0].partition(".")[0])}
+    answer = superblock("benchmark", *(w for w in tiny if w.partition("=")[0] not in keys), *typed)
     assert answer.status == 2 and text in answer.err and len(answer.err.splitlines()) <= 4
-    assert not list(tmp_path.glob("**/speed.json"))
+    assert not list(tmp_path.glob("**/*.json"))
 
 
 def test_a_name_is_given_once(superblock: Callable, tiny: tuple[str, ...], tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from importlib import import_module
 
-from superblock.config.benchmark import BenchmarkConfig
+from superblock.benchmarks.ablation.plan import Compose
+from superblock.config.benchmark import EXPERIMENTS, BenchmarkConfig
 
 
-def benchmark(config: BenchmarkConfig) -> int:
+def benchmark(config: BenchmarkConfig, *, compose: Compose) -> int:
     """Runs the suite that `config.suite.name` names.
+
+    Args:
+        config: what to measure.
+        compose: makes the configuration of a run from what would stand on its command line, for suites that train.
 
     Returns:
         Status of the process: 0, or 1 if a case failed.
@@ -14,5 +19,6 @@ def benchmark(config: BenchmarkConfig) -> int:
     Raises:
         ConfigError: for settings that cannot work.
     """
-    status: int = import_module(f"superblock.benchmarks.{config.suite.name}.command").run(config)
+    suite = import_module(f"superblock.benchmarks.{config.suite.name}.command")
+    status: int = suite.run(config, compose) if config.suite.name in EXPERIMENTS else suite.run(config)
     return status

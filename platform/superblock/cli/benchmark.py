@@ -3,7 +3,7 @@
 import os
 import sys
 
-from superblock.cli.app import launch
+from superblock.cli.app import compose_run, launch
 from superblock.config.benchmark import BenchmarkConfig
 from superblock.config.fields import ConfigError
 
@@ -23,5 +23,5 @@ def run(config: BenchmarkConfig) -> None:
         raise ConfigError("WORLD_SIZE: a benchmark runs in one process; start it without torchrun")
     from superblock.benchmarks.command import benchmark
 
-    if status := benchmark(config):
+    if status := benchmark(config, compose=compose_run):
         sys.exit(status)

@@ -65,12 +65,14 @@ COMMANDS = {
         Command(
             "benchmark",
             BenchmarkConfig,
-            "measure speed and memory beside transformers' model of the same dimensions",
+            "measure speed beside transformers' model of the same dimensions, or run an experiment",
             (
                 ("", "every case, about a quarter of an hour on two cores"),
                 ("suite=speed quick=true", "a smoke pass of every case in less than a minute"),
                 ("cases='train/s1/*|part/moe'", "some cases by name"),
                 ("resume=true", "continue an interrupted benchmark"),
+                ("suite=growth", "which growth method is best, about 50 minutes of one core; started twice, two share it"),
+                ("suite=exits", "which training of the exits is best, about 25 minutes of one core"),
                 ("'speed.peers=[bf16,fp32,bf16-compiled]' cases='train/*'", "against torch.compile too"),
             ),
         ),
@@ -98,7 +100,8 @@ class Option:
 
 @cache
 def options(group: str) -> dict[str, Option]:
-    """The choices of a group by name, in the order of the names. The first line of each file says what it is."""
+    """The choices of a group by name, in the order of the names. The first line of each file says what it is, but for
+    Hydra's own, such as `# @package`."""
     folder = files("superblock.stages") if group == STAGE_GROUP else files("superblock.conf").joinpath(group)
     found = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
     names = {f.name.removesuffix(".yaml"): f for f in found}
@@ -123,4 +126,5 @@ def sections(config: type, prefix: str = "") -> Iterator[str]:
 
 
 def _first_line(file: Traversable) -> str:
-    return file.read_text().partition("\n")[0].removeprefix("#").strip()
+    lines = (line for line in file.read_text().splitlines() if not line.startswith("# @"))
+    return next(lines, "").removeprefix("#").strip()

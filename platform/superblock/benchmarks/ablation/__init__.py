@@ -1,0 +1,1 @@
+"""What experiments that train models share: runs and their order, sharing them among processes, records, comparisons."""
