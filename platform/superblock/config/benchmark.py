@@ -64,7 +64,7 @@ class SpeedConfig:
 class GrowthExperimentConfig:
     """Growing 1 -> 3 and 3 -> 6 superblocks by every method, against training from scratch at equal FLOPs in all."""
 
-    parent_steps: int = knob(200, "steps of the models of 1 superblock that others grow from", minimum=1)
+    parent_steps: int = knob(300, "steps of the models of 1 superblock that others grow from", minimum=1)
     grown_steps: int = knob(120, "steps after growing 1 -> 3", minimum=1)
     grown_steps_6: int = knob(80, "steps after growing 3 -> 6", minimum=1)
     seeds: list[int] = knob(lambda: [1, 2, 3, 4, 5], "seeds of every arm", minimum=0, maximum=2**31 - 1)
