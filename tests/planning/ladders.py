@@ -56,7 +56,7 @@ def interval(known: list[LossPoint], new: LossPoint) -> tuple[float, float]:
 
 
 def coverage(
-    truth: Callable[[np.random.Generator], Truth], stages: int, noise: float, *, grown: bool, ladders: int = 150
+    truth: Callable[[np.random.Generator], Truth], stages: int, noise: float, *, grown: bool, ladders: int = 120
 ) -> tuple[float, float]:
     """Share of ladders whose next stage lies inside the interval, and the mean width of the intervals."""
     random = np.random.default_rng(stages)

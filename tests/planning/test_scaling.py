@@ -16,7 +16,7 @@ DEPTH_COSTS = Truth(floor=0.3, by_size=-0.03, by_tokens=0.25, kept=0.5)
 @pytest.mark.parametrize("grown", [False, True])
 @pytest.mark.parametrize("stages", [1, 2, 3])
 def test_four_of_five_intervals_contain_what_comes(stages: int, grown: bool) -> None:
-    """Where laws are as likely as believed and runs scatter as believed; 150 ladders leave 3 % of doubt about a share of 80 %."""
+    """Where laws are as likely as believed and runs scatter as believed; 120 ladders leave 4 % of doubt about a share of 80 %."""
     share, _ = coverage(from_prior, stages, 0.02, grown=grown)
     assert 0.72 <= share <= 0.95
 
@@ -26,7 +26,7 @@ def test_four_of_five_intervals_contain_what_comes(stages: int, grown: bool) -> 
 def test_a_single_law_is_covered_also_where_runs_scatter_twice_as_much_as_believed(
     truth: Truth, noise: float, least: float
 ) -> None:
-    shares = [coverage(lambda _: truth, stages, noise, grown=True, ladders=80)[0] for stages in (1, 2, 3)]
+    shares = [coverage(lambda _: truth, stages, noise, grown=True, ladders=50)[0] for stages in (1, 2, 3)]
     assert min(shares) >= least
 
 
