@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from superblock.tracking.spool import MAX_TAG, clean_key, cut
-from superblock.tracking.store import PRIMARY_METRIC, open_store, prepare_environment, reason_of, without_password
+from superblock.tracking.store import (
+    PRIMARY_METRIC,
+    database_path,
+    open_store,
+    prepare_environment,
+    reason_of,
+    without_password,
+)
 from superblock.tracking.versions import StoreAway, Version
 
 if TYPE_CHECKING:
@@ -64,14 +71,11 @@ def register(release: Release, *, uri: str, experiment: str) -> int:
         _make_model(client, release.model, {key: tags[key] for key in ("stage", "scale") if key in tags})
         version = _version_of(client, release.model, release.run_id)
         if version is None:
-            model_id = _log_model(client, experiment_id, release, tags)
+            logged = _log_model(client, experiment_id, release, tags)
+            # a local registry would look the id up in MLflow's global store
+            source = logged.artifact_location if database_path(uri) else f"models:/{logged.model_id}"
             made = client.create_model_version(
-                release.model,
-                f"models:/{model_id}",
-                release.run_id,
-                tags,
-                description=release.description,
-                model_id=model_id,
+                release.model, source, release.run_id, tags, description=release.description, model_id=logged.model_id
             )
             version = int(made.version)
         else:
@@ -155,7 +159,7 @@ def _version_of(client: "MlflowClient", model: str, run_id: str) -> int | None:
     return int(found[0].version) if found else None
 
 
-def _log_model(client: "MlflowClient", experiment_id: str, release: Release, tags: dict[str, str]) -> str:
+def _log_model(client: "MlflowClient", experiment_id: str, release: Release, tags: dict[str, str]) -> Any:
     """The logged model of the run: files first, then READY, so that a half-written one is never taken for a whole."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.entities.logged_model_status import LoggedModelStatus
@@ -164,7 +168,7 @@ def _log_model(client: "MlflowClient", experiment_id: str, release: Release, tag
         [experiment_id], f"source_run_id = '{release.run_id}' AND name = '{release.model}'"
     ):
         if old.status == LoggedModelStatus.READY:
-            return str(old.model_id)
+            return old
         client.delete_logged_model(old.model_id)
     logged = client.create_logged_model(experiment_id, release.model, release.run_id, tags, model_type="language model")
     with tempfile.TemporaryDirectory(dir=release.checkpoint.parent, prefix=".tmp-") as place:
@@ -173,8 +177,7 @@ def _log_model(client: "MlflowClient", experiment_id: str, release: Release, tag
         client.log_model_artifacts(logged.model_id, str(folder))
     _copy_result(client, release.run_id, logged.model_id)
     client.log_outputs(release.run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-    return str(logged.model_id)
+    return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
 
 def _save(folder: Path, release: Release, logged: Any) -> None:
