@@ -75,6 +75,14 @@ def test_a_promoted_parent_is_grown_from(superblock: Command, four_stages: list[
     assert float(whole.split()[5]) > float(own.split()[4])
 
 
+def test_what_is_certain_has_no_interval(superblock: Command, four_stages: list[str]) -> None:
+    for name in four_stages:
+        path = Path("runs", name, "run.json")
+        path.write_text(path.read_text().replace('"scale": "tiny"', '"scale": "mini"'))
+    [steps] = rows(superblock("plan", "stage=mvp2", "scale=mini").out, "optimizer steps")
+    assert steps.split() == ["optimizer", "steps", "300", "exact"]
+
+
 def test_it_needs_neither_torch_nor_mlflow(four_stages: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['superblock', 'plan', 'stage=mvp4']\n"

@@ -157,5 +157,5 @@ class Forecast:
         if odd := past.other_settings(self.run.settings or {}, self.quality[-1].settings):
             parts.append(f"trained with other settings ({', '.join(odd[:3])})")
         if self.elsewhere:
-            parts.append("no run on this machine, so times are from another")
+            parts.append("none of them on this machine with as many threads, so times are from another")
         return "; ".join(parts)

@@ -26,7 +26,8 @@ def outlook(config: PlanConfig, counts: Counts) -> Iterator[Table | str]:
     records = [run for run in list_runs(scale=config.scale.name) if run.status == "FINISHED"]
     runs = read_finished(records)
     parent = _promoted(config.stage.parent, records, runs)
-    found = foresee(plan_target(config, counts, parent), runs)
+    threads = runs[-1].machine.get("threads") if runs else None  # `plan` has no such key: as in the newest run
+    found = foresee(plan_target(config, counts, parent, int(threads) if threads else None), runs)
     if isinstance(found, str):
         yield f"Prediction: {found} in {runs_root().resolve()}; {_first_command(config)} makes one."
         return
@@ -58,7 +59,10 @@ def predicted(config: PlanConfig, found: Prediction) -> Table:
     if price is not None:
         rows.append((f"cost at {price:g} an hour", found.minutes_in_all, lambda v: f"{v / 60 * price:,.2f}"))
     for label, estimate, show in rows:
-        table.add_row(label, show(estimate.value), f"{show(estimate.low)} to {show(estimate.high)}")
+        exact = estimate.low == estimate.high
+        table.add_row(
+            label, show(estimate.value), "exact" if exact else f"{show(estimate.low)} to {show(estimate.high)}"
+        )
     return table
 
 

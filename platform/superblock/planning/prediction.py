@@ -124,7 +124,7 @@ def target(config: RunConfig, parent: RunRecord | None) -> Target:
     )
 
 
-def plan_target(config: PlanConfig, counts: Counts, parent: Finished | None) -> Target:
+def plan_target(config: PlanConfig, counts: Counts, parent: Finished | None, threads: int | None) -> Target:
     """What the stage would train with its own budget; `plan` knows neither optimizer nor text."""
     text, all_settings = config.stage.budget.get(config.scale.name), compared_settings(RunConfig(model=config.model))
     settings = {key: value for key, value in all_settings.items() if key.startswith("model.")}
@@ -141,7 +141,7 @@ def plan_target(config: PlanConfig, counts: Counts, parent: Finished | None) -> 
         parents=parent.lineage if parent else (),
         digest=parent.digest if parent else None,
         settings=settings,
-        machine=past.this_machine(None),
+        machine=past.this_machine(threads),
     )
 
 
