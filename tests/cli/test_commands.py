@@ -16,7 +16,7 @@ from superblock.config.run import GenerateConfig, PlanConfig, RunConfig
 from superblock.config.tracking import TrackingConfig
 
 LIBRARY = {
-    "run": ("superblock.training.loop", "train", RunConfig),
+    "run": ("superblock.staging.pipeline", "run_stages", RunConfig),
     "generate": ("superblock.generation.command", "generate", GenerateConfig),
     "plan": ("superblock.planning.plan", "show", PlanConfig),
     "benchmark": ("superblock.benchmarks.command", "benchmark", BenchmarkConfig),
@@ -28,9 +28,15 @@ LIBRARY = {
 def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every command's entry into the library, replaced by a list of what it was given."""
     given: list[Any] = []
-    for module, function, _ in LIBRARY.values():
+
+    def entry(what: Any, **rest: Any) -> int:
+        given.extend(what if isinstance(what, list) else [what])
+        return 0
+
+    exits = ("superblock.evaluation.at_exit", "evaluate_finished", RunConfig)
+    for module, function, _ in [*LIBRARY.values(), exits]:
         stand_in = ModuleType(module)
-        setattr(stand_in, function, given.append)
+        setattr(stand_in, function, entry)
         monkeypatch.setitem(sys.modules, module, stand_in)
     return given
 
@@ -51,7 +57,7 @@ def test_overrides_arrive(superblock: Callable, called: list[Any], tmp_path: Pat
 
 
 def test_the_first_line_comes_before_the_library(superblock: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "superblock.training.loop", None)  # importing it raises
+    monkeypatch.setitem(sys.modules, "superblock.staging.pipeline", None)  # importing it raises
     with pytest.raises(ImportError):
         superblock("run", "stage=mvp2")
 
@@ -71,17 +77,41 @@ def test_nothing_is_written_but_what_the_library_writes(
 
 
 def test_multirun_runs_every_combination_in_order(superblock: Callable, called: list[Any], tmp_path: Path) -> None:
-    answer = superblock("run", "--multirun", "seed=1,2", "stage=mvp1,mvp2")
+    answer = superblock("run", "--multirun", "seed=1,2", "scale=mini,tiny")
     assert answer.status == 0
-    assert [(config.seed, config.stage.name) for config in called] == [
-        (1, "mvp1"),
-        (1, "mvp2"),
-        (2, "mvp1"),
-        (2, "mvp2"),
+    assert [(config.seed, config.scale.name) for config in called] == [
+        (1, "mini"),
+        (1, "tiny"),
+        (2, "mini"),
+        (2, "tiny"),
     ]
-    assert "3 of 4: seed=2 stage=mvp1" in answer.out
+    assert "3 of 4: seed=2 scale=mini" in answer.out
     assert {path.name for path in tmp_path.iterdir()} <= {"runs"}
     assert not [path for path in tmp_path.rglob("*") if set("=,") & set(path.name)]
+
+
+@pytest.mark.parametrize("stages", ["stage=all", "stage=mvp1,mvp2,mvp3,mvp4"])
+@pytest.mark.parametrize("seeds_first", [True, False])
+def test_every_stage_is_one_pipeline_per_seed(
+    superblock: Callable, called: list[Any], stages: str, seeds_first: bool
+) -> None:
+    words = ["seed=3,2", stages] if seeds_first else [stages, "seed=3,2"]
+    flag = [] if stages == "stage=all" else ["-m"]
+    answer = superblock("run", *flag, *words, "scale=mini")
+    assert answer.status == 0, answer.err
+    names = ["mvp1", "mvp2", "mvp3", "mvp4"]
+    assert [(config.seed, config.stage.name) for config in called] == [(s, name) for s in (3, 2) for name in names]
+    assert answer.out.startswith("4 stages: 1 -> 3 -> 6 -> 12 superblocks, scale mini")
+    assert "1 of 2: seed=3 scale=mini" in answer.out and "2 of 2: seed=2 scale=mini" in answer.out
+
+
+def test_a_failed_gate_is_the_status(superblock: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = ModuleType("superblock.staging.pipeline")
+    answers = iter([0, 3, 0])
+    stand_in.run_stages = lambda configs, **rest: next(answers)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "superblock.staging.pipeline", stand_in)
+    assert superblock("run", "--multirun", "seed=1,2,3").status == 3
+    assert next(answers, None) is None  # seeds do not wait for each other
 
 
 def test_a_sweep_is_checked_before_its_first_run(superblock: Callable, called: list[Any]) -> None:
@@ -140,7 +170,7 @@ def test_groups_and_sections() -> None:
     ]  # fmt: skip
     assert groups("run")["scale"] == "tiny"
     assert {"model", "model.gdn", "tracking"} <= set(sections(RunConfig))
-    assert list(sections(GenerateConfig)) == []
+    assert list(sections(GenerateConfig)) == ["tracking"]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from lightning.pytorch import Callback, Trainer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from superblock.callbacks.base import MAIN
@@ -27,13 +28,31 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
+class Watcher(Protocol):
+    """Somebody who is told how long training will take; shown above the bars where rich can render it."""
+
+    def training(self, seconds_left: float) -> None: ...
+
+
+class _Watched(Progress):
+    """Bars below what watches them."""
+
+    watcher: Watcher | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        if self.watcher is not None and hasattr(self.watcher, "__rich__"):
+            yield self.watcher  # type: ignore[misc]
+        yield from super().get_renderables()
+
+
 class Bars:
     """One moving bar per phase, the training's above the evaluation's."""
 
-    def __init__(self, console: Console, interval: float = BAR_SECONDS) -> None:
+    def __init__(self, console: Console, interval: float = BAR_SECONDS, watcher: Watcher | None = None) -> None:
         self.interval = interval
         columns = (TextColumn("{task.description:10}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
-        self._progress = Progress(*columns, console=console, transient=True, refresh_per_second=4)
+        self._progress = _Watched(*columns, console=console, transient=True, refresh_per_second=4)
+        self._progress.watcher = watcher
         self._tasks: dict[str, TaskID] = {}
         self._console = console
 
@@ -84,15 +103,24 @@ class ProgressBar(Callback):
         console: where to; standard output by default.
         perplexity: whose results end an evaluation's line.
         interval: seconds between updates; 0.5 on a terminal and 10 elsewhere by default.
+        watcher: told the time left whenever it is shown.
     """
 
     def __init__(
-        self, *, console: Console | None = None, perplexity: Perplexity | None = None, interval: float | None = None
+        self,
+        *,
+        console: Console | None = None,
+        perplexity: Perplexity | None = None,
+        interval: float | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         self._console = console or Console()
-        self._perplexity = perplexity
-        kind = Bars if self._console.is_terminal else Lines
-        self._display: Display = kind(self._console) if interval is None else kind(self._console, interval)
+        self._perplexity, self._watcher = perplexity, watcher
+        self._display: Display
+        if self._console.is_terminal:
+            self._display = Bars(self._console, BAR_SECONDS if interval is None else interval, watcher)
+        else:
+            self._display = Lines(self._console, LINE_SECONDS if interval is None else interval)
         self._watch = Stopwatch()
         self._first: tuple[int, int] | None = None  # step and tokens when the watch began
         self._shown = -math.inf
@@ -132,7 +160,10 @@ class ProgressBar(Callback):
         if steps and seconds > 0:
             parts.append(f"{tokens / seconds:,.0f} tokens/s")
             if module.total_steps:
-                parts.append(f"{duration(seconds / steps * (module.total_steps - module.step))} left")
+                left = seconds / steps * (module.total_steps - module.step)
+                parts.append(f"{duration(left)} left")
+                if self._watcher is not None:
+                    self._watcher.training(left)
         return "  ".join(parts)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:

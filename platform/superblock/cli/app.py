@@ -14,12 +14,28 @@ from superblock.config.run import RunConfig
 C = TypeVar("C")
 
 
+Job = tuple[str, Any]
+"""The overrides of one job, as they would be typed, and its configuration."""
+
+
 def launch(name: str, action: Callable[[Any], None]) -> None:
     """Composes the configurations that `sys.argv` describes, checks them all, and calls `action` with each.
 
     There are several only with `--multirun`; they run in order, in this process. Ends the process with status 2 and at
     most four lines on stderr where a configuration cannot work.
     """
+
+    def one_after_the_other(jobs: list[Job]) -> None:
+        for number, (label, config) in enumerate(jobs, 1):
+            if len(jobs) > 1:
+                say(f"{number} of {len(jobs)}: {label}")
+            action(config)
+
+    launch_all(name, one_after_the_other)
+
+
+def launch_all(name: str, action: Callable[[list[Job]], None]) -> None:
+    """Like `launch`, with one call for all configurations; there is none where Hydra was asked for something else."""
     command = COMMANDS[name]
     if {"--help", "-h"} & set(sys.argv[1:]):
         from superblock.cli.help import describe
@@ -27,11 +43,8 @@ def launch(name: str, action: Callable[[Any], None]) -> None:
         print(describe(command))
         return
     with readable_errors(command):
-        jobs = [(label, configuration(command, composed)) for label, composed in compose(command)]
-        for number, (label, config) in enumerate(jobs, 1):
-            if len(jobs) > 1:
-                say(f"{number} of {len(jobs)}: {label}")
-            action(config)
+        if jobs := [(label, configuration(command, composed)) for label, composed in compose(command)]:
+            action(jobs)
 
 
 @contextmanager

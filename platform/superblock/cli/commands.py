@@ -13,6 +13,8 @@ from superblock.config.benchmark import BenchmarkConfig
 from superblock.config.run import GenerateConfig, PlanConfig, RunConfig, UiConfig
 
 STAGE_GROUP = "stage"
+ALL_STAGES = f"{STAGE_GROUP}=all"
+"""Every stage in order; `cli.run` turns it into a sweep."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ COMMANDS = {
             "train, evaluate and track one stage",
             (
                 ("", "one superblock on the standard library's source text, minutes on a laptop"),
-                ("stage=mvp2 optim=muon", "three superblocks, another optimizer"),
+                ("stage=all", "all four stages, each grown from the one before, an hour on a laptop"),
+                ("stage=mvp2 parent=none optim=muon", "three superblocks from scratch, another optimizer"),
                 ("scale=mini trainer.budget=100steps", "a few seconds"),
                 ("data=text data.path='notes/**/*.md'", "your own text"),
                 ("--multirun seed=1,2,3 scale=mini", "three runs, one after the other"),
                 ("resume=auto", "continue the newest interrupted run of this configuration"),
+                ("resume=mvp3-tiny-s1 exit_at=3", "test the 3-superblock model inside a finished run; trains nothing"),
             ),
         ),
         Command(

@@ -4,7 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 
-from superblock.cli.commands import Command, groups, options
+from superblock.cli.commands import ALL_STAGES, STAGE_GROUP, Command, groups, options
 from superblock.config.fields import FieldDoc, document
 
 FLAGS = (
@@ -32,6 +32,8 @@ def _lines(command: Command, width: int) -> Iterator[str]:
         for option in options(group).values():
             mark = "*" if option.name == default else " "
             yield from _row(f"  {group}={option.name}{mark}", option.meaning, 24, width)
+        if group == STAGE_GROUP and command.name == "run":
+            yield from _row(f"  {ALL_STAGES}", "every stage in order, each grown from the one before", 24, width)
     yield from ("", "keys, as key=value")
     for doc in document(command.config):
         yield from _row(f"  {doc.key}", f"{doc.meaning} [{_limits(doc)}]", 32, width)

@@ -1,29 +1,74 @@
-"""`superblock run`: train, evaluate and track one stage."""
+"""`superblock run`: train, evaluate and track one stage, or all of them in order."""
 
 import os
+import shlex
+import sys
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
-from superblock.cli.app import launch, say
+from superblock.cli.app import Job, compose_run, launch_all, say
+from superblock.cli.commands import ALL_STAGES, STAGE_GROUP, options
 from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig
 
 
 def main() -> None:
-    launch("run", run)
+    words = sys.argv[1:]
+    sys.argv[1:] = every_stage(words)
+    command = shlex.join(["python", "-m", "platform.run", *words]) if ALL_STAGES in words else None
+    launch_all("run", lambda jobs: run(jobs, command))
 
 
-def run(config: RunConfig) -> None:
-    """Trains what `config` describes.
+def every_stage(words: Sequence[str]) -> list[str]:
+    """`stage=all` as the sweep over every stage that Hydra knows; all other words as they are."""
+    if ALL_STAGES not in words:
+        return list(words)
+    sweep = f"{STAGE_GROUP}={','.join(options(STAGE_GROUP))}"
+    flag = [] if {"--multirun", "-m"} & set(words) else ["--multirun"]
+    return [*flag, *(sweep if word == ALL_STAGES else word for word in words)]
+
+
+def run(jobs: list[Job], command: str | None = None) -> None:
+    """Runs what was asked for: jobs that differ only in their stage are one pipeline, others follow each other.
+
+    Args:
+        command: what continues all of them; None is each run's own.
 
     Raises:
         ConfigError: for a strategy that does not fit the number of processes.
+        SystemExit: with status 3 where a stage was not promoted.
     """
-    check_processes(config.trainer.strategy, int(os.environ.get("WORLD_SIZE", "1")))
-    superblocks = f"{config.stage.superblocks} superblock{'s' if config.stage.superblocks > 1 else ''}"
-    say(f"{config.stage.name}: {superblocks}, scale {config.scale.name}, {config.trainer.budget}; in {Path.cwd()}")
-    from superblock.training.loop import train
+    for _, config in jobs:
+        check_processes(config.trainer.strategy, int(os.environ.get("WORLD_SIZE", "1")))
+    for config in (config for _, config in jobs if config.exit_at is not None):
+        from superblock.evaluation.at_exit import evaluate_finished
 
-    train(config)
+        evaluate_finished(config, say=say)
+    jobs = [job for job in jobs if job[1].exit_at is None]
+    if not jobs:
+        return
+    pipelines = group(jobs)
+    say(_heading(pipelines[0][1]))  # before the slow imports
+    from superblock.staging.pipeline import run_stages
+
+    status = 0
+    for number, (label, configs) in enumerate(pipelines, 1):
+        if len(pipelines) > 1:
+            say(f"{number} of {len(pipelines)}: {label}")
+        status = max(status, run_stages(configs, compose=compose_run, say=say, continue_with=command))
+    if status:
+        sys.exit(status)
+
+
+def group(jobs: list[Job]) -> list[tuple[str, list[RunConfig]]]:
+    """The jobs by what they have in common beside their stage, in their order; a single stage's label is its own."""
+    if len({config.stage.name for _, config in jobs}) == 1:
+        return [(label, [config]) for label, config in jobs]
+    rests = [" ".join(w for w in label.split() if not w.startswith(f"{STAGE_GROUP}=")) for label, _ in jobs]
+    order = {rest: number for number, rest in reversed(list(enumerate(rests)))}
+    keyed = sorted(zip(rests, (config for _, config in jobs), strict=True), key=lambda pair: order[pair[0]])
+    return [(rest, [config for _, config in same]) for rest, same in groupby(keyed, key=lambda pair: pair[0])]
 
 
 def check_processes(strategy: str, processes: int) -> None:
@@ -35,3 +80,12 @@ def check_processes(strategy: str, processes: int) -> None:
         )
     if strategy == "single" and processes > 1:
         raise ConfigError(f"trainer.strategy=single: torchrun started {processes} processes; must be ddp, fsdp or auto")
+
+
+def _heading(configs: Sequence[RunConfig]) -> str:
+    first = configs[0]
+    depths = " -> ".join(str(n) for n in sorted(config.stage.superblocks for config in configs))
+    names = first.stage.name if len(configs) == 1 else f"{len(configs)} stages"
+    budget = f", {first.trainer.budget}" if len(configs) == 1 else ""
+    plural = "" if depths == "1" else "s"
+    return f"{names}: {depths} superblock{plural}, scale {first.scale.name}{budget}; in {Path.cwd()}"

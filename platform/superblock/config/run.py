@@ -48,6 +48,11 @@ class RunConfig:
         "check the stage's gates after training and register a model that passes; null does so where the run has the "
         "stage's own budget",
     )
+    exit_at: int | None = knob(
+        None,
+        "with resume=<a finished run>: evaluate the model inside it that ends at this superblock's exit, and train nothing",
+        minimum=1,
+    )
     name: str | None = knob(
         None, "name of the run's folder below runs/; null makes one from stage, scale, seed and time"
     )
@@ -65,6 +70,8 @@ class RunConfig:
             yield "data.sequence_length", f"is longer than model.max_sequence_length={self.model.max_sequence_length}"
         if self.data.vocab_size > self.model.vocab_size:
             yield "data.vocab_size", f"is larger than model.vocab_size={self.model.vocab_size}"
+        if self.exit_at is not None and self.resume in ("none", "auto"):
+            yield "exit_at", "evaluates a finished run and trains nothing; say which: resume=<its name>"
         if self.name is not None and not re.fullmatch(RUN_NAME, self.name):
             yield "name", "must be letters, digits, '.', '_' and '-', at most 64, not starting with a sign"
 

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,7 +17,7 @@ from superblock.callbacks.memory import Memory
 from superblock.callbacks.nonfinite import NonFiniteGuard
 from superblock.callbacks.norms import Norms
 from superblock.callbacks.perplexity import Perplexity
-from superblock.callbacks.progress import ProgressBar
+from superblock.callbacks.progress import ProgressBar, Watcher
 from superblock.callbacks.samples import Samples
 from superblock.callbacks.throughput import Throughput
 from superblock.config.budget import Budget
@@ -43,7 +43,12 @@ PROMPTS = ("def ", "class ", "import ", '"""')
 
 
 def train(
-    config: RunConfig, *, tags: Mapping[str, str] | None = None, prediction: dict[str, Any] | None = None
+    config: RunConfig,
+    *,
+    tags: Mapping[str, str] | None = None,
+    prediction: dict[str, Any] | None = None,
+    watcher: Watcher | None = None,
+    continue_with: str | None = None,
 ) -> RunSummary | None:
     """Trains, evaluates and records one run; prints the summary and returns it.
 
@@ -51,6 +56,8 @@ def train(
         config: `parent` is `none` or a run; `auto` and `required`, which `staging` looks up, mean from scratch here.
         tags: further labels of the run in MLflow.
         prediction: what `planning.prediction` said before, for the summary.
+        watcher: shown above the progress bar, and told the time left.
+        continue_with: command that goes on after an interruption; None is this run's own.
 
     Returns:
         The summary, or None on ranks above 0 and for a run that had already finished.
@@ -86,14 +93,12 @@ def train(
     tracker = Tracker.start(
         config, run_folder=start.folder, run_name=start.name, resume=start.checkpoint is not None, rank=rank, report=say
     )
+    run = _Run(config, start, parent, corpus, size, tracker, interruption, say, watcher)
     try:
         with tracker:
             tracker.tags(kernels | dict(tags or {}))
-            if parent:
-                tracker.tags({"parent": parent.run, "growth.method": config.growth.method})
-            module, measures = _fit(
-                config, start, parent, corpus, size, tracker, interruption, accelerator, threads, say
-            )
+            tracker.params({"threads": threads})
+            module, measures = _fit(run, accelerator, continue_with or resume_command(start.name))
             minutes = (time.monotonic() - began) / 60
             summary = summarise(
                 config, start, corpus, size, module, measures, minutes_in_all=minutes, prediction=prediction
@@ -110,40 +115,48 @@ def train(
     return None
 
 
-def _fit(
-    config: RunConfig,
-    start: Start,
-    parent: Parent | None,
-    corpus: Corpus,
-    size: ModelSize,
-    tracker: Tracker,
-    interruption: Interruption,
-    accelerator: str,
-    threads: int,
-    say: Callable[[str], None],
-) -> tuple[LanguageModelModule, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Run:
+    """What the parts of a run are made from."""
+
+    config: RunConfig
+    start: Start
+    parent: Parent | None
+    corpus: Corpus
+    size: ModelSize
+    tracker: Tracker
+    interruption: Interruption
+    say: Callable[[str], None]
+    watcher: Watcher | None
+
+
+def _fit(run: _Run, accelerator: str, continue_with: str) -> tuple[LanguageModelModule, dict[str, Any]]:
     """Trains and evaluates; the module and the callbacks that measured it."""
     rank, world_size = distributed.rank(), distributed.world_size()
-    data = PackedDataModule(corpus, config, rank=rank, world_size=world_size)
+    data = PackedDataModule(run.corpus, run.config, rank=rank, world_size=world_size)
     module = LanguageModelModule(
-        config, data, tracker, world_size=world_size, resume_from=start.checkpoint, parent=parent, report=say
+        run.config,
+        data,
+        run.tracker,
+        world_size=world_size,
+        resume_from=run.start.checkpoint,
+        parent=run.parent,
+        report=run.say,
     )
-    measures = _measurements(config, corpus, size)
-    callbacks = _callbacks(config, start, corpus, module, measures, interruption)
-    trainer = _trainer(config, start, accelerator, callbacks)
-    _record_data(tracker, corpus)
-    _record_size(tracker, size, threads)
+    measures = _measurements(run)
+    trainer = _trainer(run.config, run.start, accelerator, _callbacks(run, module, measures))
+    _record_facts(run)
     # Lightning counts batches from where this process began; our steps survive a resume
     trainer.fit_loop.epoch_loop._should_check_val_fx = lambda _: module.should_validate()  # type: ignore[method-assign, assignment]
     trainer.fit(module, datamodule=data)
-    if interruption.signum:
-        say(f"stopped at step {module.step:,} of {module.total_steps:,}; to continue:\n  {resume_command(start.name)}")
-        raise SystemExit(128 + interruption.signum)
-    if config.evaluation.test:
+    if run.interruption.signum:
+        run.say(f"stopped at step {module.step:,} of {module.total_steps:,}; to continue:\n  {continue_with}")
+        raise SystemExit(128 + run.interruption.signum)
+    if run.config.evaluation.test:
         data.whole_validation = True
         trainer.validate(module, datamodule=data, verbose=False)
         trainer.test(module, datamodule=data, verbose=False)
-    interruption.check()
+    run.interruption.check()
     return module, measures
 
 
@@ -176,15 +189,15 @@ def _corpus(config: RunConfig, rank: int, say: Callable[[str], None]) -> Corpus:
     return corpus
 
 
-def _measurements(config: RunConfig, corpus: Corpus, size: ModelSize) -> dict[str, Any]:
+def _measurements(run: _Run) -> dict[str, Any]:
     """The callbacks that measure, by name; their state goes into checkpoints."""
-    bytes_per_token = corpus.train.num_bytes / len(corpus.train)
+    bytes_per_token = run.corpus.train.num_bytes / len(run.corpus.train)
     perplexity = Perplexity(train_bytes_per_token=bytes_per_token)
     return {
         "nonfinite": NonFiniteGuard(),
         "perplexity": perplexity,
         "accuracy": Accuracy(),
-        "throughput": Throughput(training_flops_per_token=size.training_flops_per_token),
+        "throughput": Throughput(training_flops_per_token=run.size.training_flops_per_token),
         "memory": Memory(),
         "experts": ExpertHealth(),
         "norms": Norms(),
@@ -192,33 +205,27 @@ def _measurements(config: RunConfig, corpus: Corpus, size: ModelSize) -> dict[st
     }
 
 
-def _callbacks(
-    config: RunConfig,
-    start: Start,
-    corpus: Corpus,
-    module: LanguageModelModule,
-    measures: dict[str, Any],
-    interruption: Interruption,
-) -> list[pl.Callback]:
+def _callbacks(run: _Run, module: LanguageModelModule, measures: dict[str, Any]) -> list[pl.Callback]:
     """In the order in which Lightning calls them: what measures comes before what writes checkpoints."""
+    config = run.config
     checkpointing = Checkpointing(
-        start.folder,
+        run.start.folder,
         every=Budget.parse(config.trainer.checkpoint_every),
         keep_last=config.trainer.keep_last,
         config=asdict(config),
-        tokenizer=corpus.tokenizer_path,
-        interruption=interruption,
+        tokenizer=run.corpus.tokenizer_path,
+        interruption=run.interruption,
         stateful=measures,
     )
     samples = Samples(
-        lambda prompt, tokens, seed: Session(module.model, corpus.tokenizer).complete(prompt, tokens, seed),
+        lambda prompt, tokens, seed: Session(module.model, run.corpus.tokenizer).complete(prompt, tokens, seed),
         PROMPTS,
         count=config.evaluation.samples,
         tokens=config.evaluation.sample_tokens,
         seed=config.seed,
     )
-    progress = [ProgressBar(perplexity=measures["perplexity"])] if config.trainer.progress else []
-    return [*measures.values(), interruption, checkpointing, samples, *progress]
+    bar = [ProgressBar(perplexity=measures["perplexity"], watcher=run.watcher)] if config.trainer.progress else []
+    return [*measures.values(), run.interruption, checkpointing, samples, *bar]
 
 
 def _trainer(config: RunConfig, start: Start, accelerator: str, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -241,12 +248,13 @@ def _trainer(config: RunConfig, start: Start, accelerator: str, callbacks: list[
     )
 
 
-def _record_data(tracker: Tracker, corpus: Corpus) -> None:
+def _record_facts(run: _Run) -> None:
+    """Data, size and parent, known before the first step."""
+    tracker, corpus, size = run.tracker, run.corpus, run.size
     for context in ("training", "validation", "test"):
         tracker.dataset(corpus.name, corpus.digest, context, corpus.description)
     tracker.tags({"data.digest": corpus.digest})
-
-
-def _record_size(tracker: Tracker, size: ModelSize, threads: int) -> None:
     tracker.result({"model/parameters": size.total, "model/active_parameters": size.active})
-    tracker.params({"model.parameters": size.total, "model.active_parameters": size.active, "threads": threads})
+    tracker.params({"model.parameters": size.total, "model.active_parameters": size.active})
+    if run.parent:
+        tracker.tags({"parent": run.parent.run, "growth.method": run.config.growth.method})
