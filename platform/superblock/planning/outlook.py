@@ -14,9 +14,7 @@ from superblock.planning.plan import new_table, short, si, size
 from superblock.planning.prediction import Estimate, Prediction, afterwards, foresee, plan_target
 from superblock.tracking.files import read_json
 from superblock.tracking.runs import RunRecord, list_runs, runs_root
-
-PROMOTION_FILE = "promotion.json"
-"""In the folder of a run that was promoted or refused."""
+from superblock.training.promoted import PROMOTION_FILE
 
 
 def outlook(config: PlanConfig, counts: Counts) -> Iterator[Table | str]:

@@ -15,6 +15,7 @@ from superblock.config.model import ModelConfig
 from superblock.config.run import RunConfig
 from superblock.data.corpus import Corpus, prepare
 from superblock.staging.candidate import Candidate
+from superblock.staging.statements import FILE as STATEMENTS
 from superblock.staging.statements import Statements
 from superblock.tracking import registry
 from superblock.tracking.files import read_json, write_json
@@ -72,7 +73,8 @@ def promote(run: RunRecord, statements: Statements, config: RunConfig, *, say: S
                 f"{error}\nonce the store answers, the same command registers it without training"
             ) from None
     shown = f"{model} version {version}" if version else model
-    _annotate(run, config, f"Promoted as **{shown}**, `{model}@{PROMOTED}`.", _promotion_tags(model, version), say)
+    text = f"Promoted as **{shown}**, `{model}@{PROMOTED}`."
+    _annotate(run, config, statements, text, _promotion_tags(model, version), say)
     record = {
         "promoted": True,
         "time": time.time(),
@@ -102,7 +104,8 @@ def refuse(run: RunRecord, statements: Statements, config: RunConfig, *, say: Sa
         except StoreAway as error:
             say(f"registry: {error}; {before['model']} version {before['version']} could not be withdrawn")
     lines = "\n".join(f"- {one.name}: measured {one.measured}; must be {one.asked}" for one in statements.failures)
-    _annotate(run, config, f"Not promoted.\n\n{lines}", {"promotion": "refused", "promotion.reason": words}, say)
+    tags = {"promotion": "refused", "promotion.reason": words}
+    _annotate(run, config, statements, f"Not promoted.\n\n{lines}", tags, say)
     write_json(run.folder / PROMOTION_FILE, {"promoted": False, "time": time.time(), "failures": failures})
 
 
@@ -167,8 +170,13 @@ def _promotion_tags(model: str, version: int | None) -> dict[str, object]:
     return {"promotion": "promoted", "promotion.reason": "every gate passed", "promotion.model": model} | number
 
 
-def _annotate(run: RunRecord, config: RunConfig, text: str, tags: dict[str, Any], say: Say) -> None:
-    """Adds tags and a paragraph to the run's description, in place of that of an earlier promotion or refusal."""
+def _annotate(
+    run: RunRecord, config: RunConfig, statements: Statements, text: str, tags: dict[str, Any], say: Say
+) -> None:
+    """Adds what was measured, tags, and a paragraph to the description, in place of that of an earlier decision."""
     note = last_values(run.folder, "tags").get(NOTE, "").partition(f"\n\n{HEADING}")[0]
     with Tracker.reopen(run.folder, config, report=say) as tracker:
-        tracker.tags(tags | {NOTE: f"{note}\n\n{HEADING}\n\n{text}"})
+        tracker.tags(statements.tags() | tags | {NOTE: f"{note}\n\n{HEADING}\n\n{text}"})
+        tracker.result(statements.metrics())
+        if (measured := run.folder / STATEMENTS).is_file():
+            tracker.artifact(measured)

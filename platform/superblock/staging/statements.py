@@ -58,11 +58,8 @@ class Outcome:
     high: float | None = None
 
     def line(self, *, ascii_only: bool) -> str:
-        """The outcome in one line."""
-        return (
-            f"{self.kind:7} {MARKS[self.verdict][ascii_only]} {self.name} {self.verdict}: {self.measured} "
-            f"(asked: {self.asked})"
-        )
+        """The outcome in a few words, for those who wait for the table."""
+        return f"{self.kind:7} {MARKS[self.verdict][ascii_only]} {self.name}"
 
 
 @dataclass
