@@ -50,7 +50,9 @@ def test_a_run_trains_evaluates_and_records(
 def test_the_curve_of_exits_is_measured_and_recorded(
     compose: Compose, small: Overrides, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = train(compose("run", *small("name=deep", "stage=mvp2")))
+    summary = train(
+        compose("run", *small("name=deep", "stage=mvp2", "evaluation.samples=0", "evaluation.batch_size=64"))
+    )
     assert summary is not None
     assert list(summary.exits) == ["1", "2", "3"]
     assert summary.exits["3"]["bits_per_byte"] == summary.splits["test"].bits_per_byte
@@ -65,8 +67,9 @@ def test_the_curve_of_exits_is_measured_and_recorded(
 
 
 def test_an_exit_is_set_beside_the_model_it_grew_from(compose: Compose, small: Overrides) -> None:
-    parent = train(compose("run", *small("name=one")))
-    grown = train(compose("run", *small("name=two", "stage=mvp2", "model.num_superblocks=2", "parent=one")))
+    cheap = ("evaluation.samples=0", "evaluation.reference_points=false", "evaluation.batch_size=64")
+    parent = train(compose("run", *small("name=one", *cheap)))
+    grown = train(compose("run", *small("name=two", *cheap, "stage=mvp2", "model.num_superblocks=2", "parent=one")))
     assert parent is not None
     assert grown is not None
     assert list(parent.exits) == ["1"]
@@ -228,7 +231,9 @@ def test_a_prediction_is_kept_beside_what_came(
 ) -> None:
     said = {"bits_per_byte": 3.0, "minutes": 0.5, "memory_bytes": 2.0**30, "steps": 4}
     known = {name: {"value": value, "low": value / 2, "high": 2 * value} for name, value in said.items()}
-    summary = train(compose("run", *small("name=told", "trainer.budget=4steps")), prediction={**known, "confidence": 0.8})
+    summary = train(
+        compose("run", *small("name=told", "trainer.budget=4steps")), prediction={**known, "confidence": 0.8}
+    )
     assert summary is not None and summary.prediction is not None
     assert summary.prediction["bits_per_byte"] == known["bits_per_byte"]
     history = metric_history(Path("runs/told"))
