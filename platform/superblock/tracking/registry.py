@@ -65,7 +65,7 @@ def register(release: Release, *, uri: str, experiment: str) -> int:
     Raises:
         StoreAway: if the store does not answer or refuses; to be repeated as it is.
     """
-    with _answers(uri):
+    with _answers(uri), _quiet():
         client, experiment_id = open_store(uri, experiment)
         tags = {clean_key(key): cut(value, MAX_TAG) for key, value in release.tags.items()}
         _make_model(client, release.model, {key: tags[key] for key in ("stage", "scale") if key in tags})
@@ -191,16 +191,15 @@ def _save(folder: Path, release: Release, logged: Any) -> None:
         run_id=release.run_id,
         model_id=logged.model_id,
     )
-    with _quiet():
-        mlflow.pyfunc.save_model(
-            folder,
-            mlflow_model=model,
-            python_model=str(SERVING_CODE),
-            artifacts={CHECKPOINT: str(release.checkpoint)},
-            input_example=[release.prompt],
-            pip_requirements=_requirements(),
-            model_config=dict(SAMPLING),
-        )
+    mlflow.pyfunc.save_model(
+        folder,
+        mlflow_model=model,
+        python_model=str(SERVING_CODE),
+        artifacts={CHECKPOINT: str(release.checkpoint)},
+        input_example=[release.prompt],
+        pip_requirements=_requirements(),
+        model_config=dict(SAMPLING),
+    )
     for cache in folder.rglob("__pycache__"):
         shutil.rmtree(cache)
 
@@ -257,7 +256,7 @@ def _answers(uri: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without a page of remarks on how a model is saved."""
+    """Without a page of remarks on how a model is saved and registered."""
     logger = logging.getLogger("mlflow")
     before = logger.level
     logger.setLevel(logging.ERROR)
