@@ -145,6 +145,17 @@ def test_without_the_parent_the_record_decides(evidence: MakeEvidence) -> None:
         gates.growth_exact(evidence("second"), EXACT)
 
 
+def test_a_parent_elsewhere_is_found_by_its_folder(evidence: MakeEvidence) -> None:
+    Path("other").mkdir()
+    Path("runs/first").rename("other/first")
+    assert "not grown again" in gates.growth_exact(evidence("second"), EXACT).measured
+    checkpoint = max(Path("other/first/checkpoints").glob("step-*"))
+    for parent in ("other/first", checkpoint):
+        made = evidence("second", f"parent={parent}")
+        assert "when grown again" in gates.growth_exact(made, EXACT).measured
+        assert made.parent_run.name == "first" and made.parent.checkpoint.name == checkpoint.name
+
+
 @pytest.mark.parametrize("method", ["stack", "interpolate"])
 def test_other_methods_are_held_to_what_they_promise(evidence: MakeEvidence, method: str) -> None:
     change_summary("second", growth__method=method, growth__max_logit_difference=None)

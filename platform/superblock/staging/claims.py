@@ -30,7 +30,7 @@ EXIT_SEQUENCES = 128
 
 def beats_scratch(evidence: Evidence, asked: StatementConfig) -> Finding:
     """Test bits per byte, grown less from scratch, paired by seed at equal FLOPs of the whole lineage."""
-    wanted = "fewer bits per byte than from scratch with equal FLOPs, with 95 % confidence"
+    wanted = "fewer bits per byte than from scratch with equal FLOPs, with 95% confidence"
     if evidence.parent_name is None:
         return Finding(None, "this run itself is from scratch", wanted)
     pairs = _pairs(evidence)
@@ -151,7 +151,7 @@ def _all_within(intervals: Sequence[Interval], limit: float) -> bool | None:
 def exit_cost(evidence: Evidence, asked: StatementConfig) -> Finding:
     """Bits of the exit at the parent's depth against the parent's own, on the same sequences of the test text."""
     limit = asked.limit or 0.0
-    wanted = f"at most {limit:.1%} more bits per byte than the parent needs, with 95 % confidence"
+    wanted = f"at most {limit:.1%} more bits per byte than the parent needs, with 95% confidence"
     if evidence.parent_name is None:
         return Finding(None, "trained from scratch: there is no parent to compare an exit with", wanted)
     parent = evidence.parent

@@ -15,7 +15,7 @@ from superblock.models.targets import trained_terms
 from superblock.staging.evidence import Evidence, Finding, Missing
 from superblock.training.supervision import supervision_at
 
-GRADIENT_SEQUENCES = 4
+GRADIENT_SEQUENCES = 2
 GRADIENT_BATCHES = 3
 """At least; more where exits take turns, so that each has one."""
 EXPERT_BATCHES = 4
