@@ -17,7 +17,7 @@ from superblock.benchmarks.ablation.plan import common_words, step_flops
 from superblock.benchmarks.ablation.record import Record
 from superblock.benchmarks.growth import command
 from superblock.benchmarks.growth.results import conclude, panels, tables
-from superblock.benchmarks.growth.runs import GROWN, TRANSITIONS, growth_runs
+from superblock.benchmarks.growth.runs import GROWN, TRANSITIONS, growth_runs, methods_of
 from superblock.cli.app import compose_run
 from superblock.config.benchmark import BenchmarkConfig, GrowthExperimentConfig, SuiteConfig
 from superblock.config.run import RunConfig
@@ -40,16 +40,18 @@ def settings(**changes: object) -> BenchmarkConfig:
     return config
 
 
-def numbers(difference: dict[str, float], noise: float = 0.002, seeds: Sequence[int] = (1, 2, 3, 4, 5)) -> Record:
+def numbers(
+    difference: dict[str, float], noise: float = 0.002, seeds: Sequence[int] = (1, 2, 3, 4, 5), draw: int = 0
+) -> Record:
     """A record in which each method differs from scratch by so much, and seeds differ by more than that."""
-    random = Random(0)
+    random = Random(draw)
     found = []
     for seed in seeds:
         base = 1.8 + random.gauss(0, 0.05)
         found.append(entry("1", "scratch", seed, base + 0.1))
         for group in TRANSITIONS:
             found.append(entry(group, "scratch", seed, base))
-            for method in GROWN:
+            for method in methods_of(group):
                 value = base + difference[method] + random.gauss(0, noise)
                 found.append(entry(group, method, seed, value, overrides=[f"growth.method={method}"]))
     return record_of("growth", found)
@@ -60,12 +62,12 @@ def test_every_chain_costs_the_same(tmp_path: Path) -> None:
     common = common_words(config, COMPOSE)
     runs = growth_runs(config, COMPOSE, common)
     known = {run.name: run for run in runs}
-    assert len(known) == len(runs) == 5 * 9 + 6
+    assert len(known) == len(runs) == 5 * 8 + 6
     for seed in config.growth.seeds:
         for group in TRANSITIONS:
             control = known[f"{group}/scratch/s{seed}"]
             tolerance = 0.5 * step_flops(COMPOSE, common, control.superblocks)
-            for method in GROWN:
+            for method in methods_of(group):
                 grown = known[f"{group}/{method}/s{seed}"]
                 assert grown.parent is not None
                 parent = known[grown.parent]
@@ -80,7 +82,7 @@ def test_extra_arms_take_the_best_method() -> None:
     runs = {run.name: run for run in growth_runs(config, COMPOSE, ["scale=mini"])}
     entries = {
         f"1-3/{method}/s{seed}": entry("1-3", method, seed, value)
-        for method, value in zip(GROWN, (1.5, 1.4, 1.6), strict=True)
+        for method, value in (("identity", 1.5), ("stack", 1.4))
         for seed in (1, 2)
     } | {"1/scratch/s1": entry("1", "scratch", 1, 1.9)}
     lower = runs["1-3/lower-rate/s1"]
@@ -97,13 +99,14 @@ def test_a_clear_winner_is_named() -> None:
     conclude(record)
     text = "\n".join(record.says)
     assert "1 -> 3: stack better than from scratch at equal FLOPs: -0.0" in text
-    assert "3 -> 6: interpolate worse than from scratch" in text and "Holm over these 6 comparisons" in text
+    assert "3 -> 6: interpolate worse than from scratch" in text and "Holm over these 5 comparisons" in text
     assert (
         "stack better than identity: identity - stack" in text
         and record.says[-1] == "default: growth.method=stack follows"
     )
     one = record.results["transitions"]["1-3"]["stack"]["to_scratch"]
-    assert one["n"] == 5 and one["low"] < -0.05 < one["high"] and one["p"] <= one["p_holm"]
+    assert one["n"] == 5 and one["low"] < one["mean"] < one["high"] < 0 and one["p"] <= one["p_holm"]
+    assert one["mean"] == pytest.approx(-0.05, abs=0.005)
 
 
 def test_what_is_undecided_is_called_so() -> None:
@@ -115,9 +118,17 @@ def test_what_is_undecided_is_called_so() -> None:
         record.says[-1].startswith("default: undecided between")
         and "identity is exact at the boundary" in record.says[-1]
     )
-    noisy = numbers(dict.fromkeys(GROWN, 0.0), noise=0.05)
-    conclude(noisy)
-    assert "follows" not in noisy.says[-1] and "better than from scratch" not in "\n".join(noisy.says)
+
+
+def test_where_nothing_is_true_little_is_claimed() -> None:
+    """At a level of 5 %, 60 experiments on noise alone call some method better or worse in about 3."""
+    claims = defaults = 0
+    for draw in range(60):
+        record = numbers(dict.fromkeys(GROWN, 0.0), noise=0.02, draw=draw)
+        conclude(record)
+        claims += any("than from scratch at equal" in line for line in record.says)
+        defaults += record.says[-1].endswith("follows")
+    assert claims <= 8 and defaults <= 8
 
 
 def test_one_seed_shows_nothing() -> None:
@@ -125,9 +136,25 @@ def test_one_seed_shows_nothing() -> None:
     conclude(record)
     assert record.says[-1] == "default: nothing follows yet, every method needs at least two seeds"
     assert all("undecided" in line for line in record.says if "at equal FLOPs" in line)
+    assert record.results["transitions"]["3-6"]["stack"]["to_scratch"]["low"] is None
+    [first, _] = tables(record)
+    assert "inf" not in "".join(str(cell) for column in first[1].columns for cell in column.cells)
+    assert panels(record)[0].rows[0].high == float("inf")
     empty = record_of("growth", [])
     conclude(empty)
     assert panels(empty)[0].rows == [] and list(tables(empty)) == []
+
+
+def test_runs_of_interpolate_from_1_superblock_change_nothing() -> None:
+    """They are what stack is; an older record has them."""
+    record = numbers({"identity": -0.01, "stack": -0.05, "interpolate": 0.03})
+    conclude(record)
+    before = (list(record.says), record.results)
+    for seed in (1, 2, 3, 4, 5):
+        twin = {**record.runs[f"1-3/stack/s{seed}"], "arm": "interpolate"}
+        record.runs[f"1-3/interpolate/s{seed}"] = twin
+    conclude(record)
+    assert (record.says, record.results) == before
 
 
 def test_seeds_are_paired() -> None:
@@ -154,17 +181,17 @@ def test_the_whole_command_with_a_training_that_takes_no_time(
     monkeypatch.setattr("superblock.benchmarks.ablation.experiment._train", lambda: training)
     config = settings(name="mine", growth=GrowthExperimentConfig(seeds=[1, 2, 3], extra_seeds=[1, 2]))
     assert command.run(config, COMPOSE) == 0
-    assert len(training.asked) == 31
+    assert len(training.asked) == 28
     extras = [config for config in training.asked if config.optim.learning_rate == 1.5e-3]
     assert [config.growth.method for config in extras] == ["stack"] * 2
     out = capsys.readouterr().out
     assert "1 -> 3 superblocks, test bits per byte" in out and "default: growth.method=stack follows" in out
-    assert "stack with lower-rate - stack" in out and "31 of 31 runs to do" in out
+    assert "stack with lower-rate - stack" in out and "28 of 28 runs to do" in out
     folder = tmp_path / "runs/benchmarks/mine"
     assert saved(folder, "growth").results["transitions"]["3-6"]["identity"]["steps"] == 80
     assert (folder / "growth.svg").stat().st_size > 5000 and (folder / "growth.png").exists()
     first = (folder / "growth.svg").read_bytes()
-    assert command.run(config, COMPOSE) == 0 and len(training.asked) == 31
+    assert command.run(config, COMPOSE) == 0 and len(training.asked) == 28
     assert (folder / "growth.svg").read_bytes() == first
 
 

@@ -28,8 +28,13 @@ class Comparison:
 
     def plain(self, adjusted: float | None = None) -> dict[str, Any]:
         """As JSON."""
-        interval = {"mean": self.interval.mean, "low": self.interval.low, "high": self.interval.high}
-        return {**interval, "n": self.interval.n, "seeds": list(self.seeds), "p": self.p, "p_holm": adjusted}
+        return {**plain_interval(self.interval), "seeds": list(self.seeds), "p": self.p, "p_holm": adjusted}
+
+
+def plain_interval(interval: Interval) -> dict[str, Any]:
+    """As JSON; bounds that one value does not allow are null."""
+    low, high = (bound if math.isfinite(bound) else None for bound in (interval.low, interval.high))
+    return {"mean": interval.mean, "low": low, "high": high, "n": interval.n}
 
 
 def values(entries: Entries, group: str, arm: str, key: str = "test") -> dict[int, float]:

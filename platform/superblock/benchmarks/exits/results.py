@@ -19,6 +19,7 @@ from superblock.benchmarks.ablation.comparison import (
     decided,
     exit_values,
     mean,
+    plain_interval,
     relative,
     values,
 )
@@ -119,8 +120,7 @@ def _plain(found: Mapping[int, float]) -> dict[str, Any] | None:
     """The t interval of values by seed, as JSON."""
     if not found:
         return None
-    interval = t_interval(list(found.values()))
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n, "seeds": list(found)}
+    return plain_interval(t_interval(list(found.values()))) | {"seeds": list(found)}
 
 
 def _cells(arm: str, entry: Mapping[str, Any], shown: list[int]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from superblock.benchmarks.ablation.comparison import Comparison, adjusted, comp
 from superblock.benchmarks.ablation.picture import Panel, row
 from superblock.benchmarks.ablation.record import Record
 from superblock.benchmarks.ablation.screen import interval_text, table
-from superblock.benchmarks.growth.runs import EXTRAS, GROWN, SCRATCH, TRANSITIONS
+from superblock.benchmarks.growth.runs import EXTRAS, GROWN, SAME, SCRATCH, TRANSITIONS, methods_of
 from superblock.evaluation.summary import short
 
 EXACT = "identity"
@@ -77,7 +77,7 @@ def panels(record: Record) -> list[Panel]:
 def _against_scratch(record: Record) -> Iterator[tuple[str, Comparison]]:
     for group in TRANSITIONS:
         scratch = values(record.runs, group, SCRATCH)
-        for method in GROWN:
+        for method in methods_of(group):
             if one := compare(method, values(record.runs, group, method), SCRATCH, scratch):
                 yield f"{group} {method}", one
 
@@ -87,7 +87,7 @@ def _methods(record: Record) -> Iterator[tuple[str, Comparison]]:
     groups = [group for group in TRANSITIONS if any(values(record.runs, group, method) for method in GROWN)]
     means = {}
     for method in GROWN:
-        found = [values(record.runs, group, method) for group in groups]
+        found = [values(record.runs, group, SAME.get((group, method), method)) for group in groups]
         seeds = set.intersection(*map(set, found)) if found else set()
         means[method] = {seed: fmean(one[seed] for one in found) for seed in sorted(seeds)}
     for a, b in combinations(GROWN, 2):
@@ -115,7 +115,7 @@ def _arms(
     """The rows of a transition's table."""
     found: dict[str, dict[str, Any]] = {}
     base = values(record.runs, group, SCRATCH)
-    for arm in (SCRATCH, *GROWN, *EXTRAS):
+    for arm in (SCRATCH, *methods_of(group), *EXTRAS):
         own = values(record.runs, group, arm)
         if not own:
             continue
@@ -152,6 +152,7 @@ def _say_scratch(scratch: Mapping[str, Comparison], holm: Mapping[str, float]) -
             verdict = "better than from scratch" if one.interval.mean < 0 else "worse than from scratch"
         yield f"{small} -> {large}: {one.a} {verdict} at equal FLOPs: {one.interval} bits per byte, Holm p {holm[name]:.3f}"
     if scratch:
+        yield "(1 -> 3: interpolate is what stack is; there is nothing to interpolate between)"
         yield f"(paired by seed, 95 % t intervals; Holm over these {len(scratch)} comparisons at 5 %)"
 
 

@@ -6,7 +6,8 @@
     3-6/<method>     grown from 1-3/scratch                     grown_steps_6
     3-6/scratch      6 superblocks from scratch                 likewise
 
-The parents of 3-6 are trained from scratch, not grown, so that the two transitions do not share a choice of method.
+The parents of 3-6 are trained from scratch, not grown, so that the two transitions do not share a choice of method. From
+1 superblock there is nothing to interpolate between: it is what stack does, bit for bit, and is not trained twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from superblock.config.growth import METHODS
 SCRATCH = "scratch"
 GROWN = tuple(method for method in METHODS if method != "none")
 TRANSITIONS = {"1-3": (1, 3), "3-6": (3, 6)}
+SAME = {("1-3", "interpolate"): "stack"}
+"""Methods that are another one at a transition."""
 FRESH_OPTIMIZER, LOWER_RATE = "fresh-optimizer", "lower-rate"
 EXTRAS = (FRESH_OPTIMIZER, LOWER_RATE)
 
@@ -40,10 +43,15 @@ def growth_runs(config: BenchmarkConfig, compose: Compose, common: Sequence[str]
     return runs
 
 
+def methods_of(group: str) -> tuple[str, ...]:
+    """The methods that differ at a transition."""
+    return tuple(method for method in GROWN if (group, method) not in SAME)
+
+
 def best_method(entries: Entries, group: str, seeds: Sequence[int]) -> str:
     """The method with the lowest mean of test bits per byte over these seeds; all its runs must have finished."""
-    found = {method: values(entries, group, method) for method in GROWN}
-    return min(GROWN, key=lambda method: fmean(found[method][seed] for seed in seeds))
+    found = {method: values(entries, group, method) for method in methods_of(group)}
+    return min(found, key=lambda method: fmean(found[method][seed] for seed in seeds))
 
 
 def _chain(seed: int, steps: Sequence[int], cost: dict[int, float]) -> list[Run]:
@@ -51,7 +59,7 @@ def _chain(seed: int, steps: Sequence[int], cost: dict[int, float]) -> list[Run]
     runs, parent, total = [first], first, first.flops
     for (group, (_, depth)), grown_steps in zip(TRANSITIONS.items(), steps[1:], strict=True):
         flops = grown_steps * cost[depth]
-        for method in GROWN:
+        for method in methods_of(group):
             words = (f"growth.method={method}",)
             runs.append(Run(group, method, seed, depth, grown_steps, flops, words, parent.name))
         control_steps = max(1, round((total + flops) / cost[depth]))
@@ -63,7 +71,7 @@ def _chain(seed: int, steps: Sequence[int], cost: dict[int, float]) -> list[Run]
 
 def _extras(seed: int, seeds: Sequence[int], steps: int, cost: float, rate: float) -> list[Run]:
     """Two variants of whichever method is best from 1 to 3."""
-    after = tuple(name_of("1-3", method, other) for other in seeds for method in GROWN)
+    after = tuple(name_of("1-3", method, other) for other in seeds for method in methods_of("1-3"))
     words = {FRESH_OPTIMIZER: ("growth.optimizer=false",), LOWER_RATE: (f"optim.learning_rate={rate:g}",)}
     return [
         Run(
