@@ -65,7 +65,7 @@ def test_without_speeds_or_other_models_their_columns_are_left_out() -> None:
     text = text_of({"1": {"bits_per_byte": 1.6, "perplexity": 9.0}, "2": {"bits_per_byte": 1.5, "perplexity": 8.0}})
     assert "tokens/s" not in text
     assert "trained" not in text
-    assert "2      1.500" in text
+    assert ["2", "1.500"] in [line.split() for line in text.splitlines()]
 
 
 def test_one_superblock_has_no_table() -> None:

@@ -21,8 +21,8 @@ def exit_table(exits: Mapping[str, Mapping[str, float]]) -> Table | None:
     trained = any("trained_bits_per_byte" in values for values in shown.values())
     speed = any("tokens_per_second" in values for values in shown.values())
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.caption, table.caption_justify = "test split; exit_at=<superblocks> uses the model up to there", "left"
-    for title in ("superblocks", "bits/byte", *(["trained there"] * trained), *(["tokens/s"] * speed)):
+    table.caption, table.caption_justify = "exits, test split", "left"
+    for title in ("exit_at", "bits/byte", *(["trained there"] * trained), *(["tokens/s"] * speed)):
         table.add_column(title, justify="right", no_wrap=True)
     for s, values in shown.items():
         cells = [s, f"{values['bits_per_byte']:.3f}"]
