@@ -72,16 +72,21 @@ def test_the_cheapest_arm_that_closes_the_gap_follows() -> None:
     conclude(record)
     text = "\n".join(record.says)
     assert "less than 1%, not held: rotate-1" in text
-    assert (
-        "3 superblocks: all-0.3-equal follows: its gaps beside rotate-0.1's are -5.98 points" in text
-        and "held" in record.says[-1]
-    )
+    assert "3 superblocks: all-0.3-equal: gaps beside rotate-0.1's -5.98 [-6.04, -5.92] points" in text
+    assert record.says[-1] == "default at 3 superblocks: all-0.3-equal follows"
     found = record.results["3"]["arms"]["all-0.3-equal"]
     assert found["cost"]["mean"] == pytest.approx(0.004, abs=0.001) and found["gaps"]["1"]["mean"] == pytest.approx(
         0.04, abs=0.001
     )
     titles = [panel.title for panel in panels(record)]
     assert titles == ["3 superblocks: cost", "exit 1 of 3: gap"]
+
+
+def test_narrower_gaps_whose_cost_is_unclear_do_not_follow() -> None:
+    record = numbers({"rotate-1": 0.003}, {FIRST: 0.1, "rotate-1": 0.01}, noise=0.003)
+    conclude(record)
+    assert "rotate-1" in next(line for line in record.says if "less than 1%, undecided" in line)
+    assert record.says[-1].startswith("default at 3 superblocks: undecided, for no arm")
 
 
 def test_noise_shows_nothing() -> None:

@@ -47,7 +47,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
     figure = Figure(figsize=(4.6 * len(shown), height), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for y, row in enumerate(panel.rows):
-            axes.plot(row.points, [y] * len(row.points), "o", color=SEED_COLOUR, markersize=4, zorder=2)
+            axes.plot(row.points, [y + 0.22] * len(row.points), "o", color=SEED_COLOUR, markersize=4, zorder=2)
             if abs(row.low) != float("inf"):
                 axes.plot([row.low, row.high], [y, y], color=MEAN_COLOUR, linewidth=2.2, zorder=3)
             axes.plot([row.mean], [y], "D", color=MEAN_COLOUR, markersize=5.5, zorder=4)

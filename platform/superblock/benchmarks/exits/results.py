@@ -152,17 +152,28 @@ def _say(
     cheap = [
         arm for arm in gains if arms[arm]["cost"] and arms[arm]["cost"]["mean"] < LIMIT and verdicts[arm] != "not held"
     ]
-    better = [arm for arm in cheap if gains[arm].interval.mean < 0 and decided(gains[arm], holm[arm])]
     if not cheap or min(one.interval.n for one in gains.values()) < 2:
         yield f"{depth} superblocks: nothing follows yet beside {FIRST}"
         return
-    best = min(better or cheap, key=lambda arm: gains[arm].interval.mean)
-    one = gains[best].interval
-    change = f"{100 * one.mean:+.2f} points [{100 * one.low:+.2f}, {100 * one.high:+.2f}], Holm p {holm[best]:.3f} of {len(holm)}"
-    if better:
-        yield (
-            f"{depth} superblocks: {best} follows: its gaps beside {FIRST}'s are {change}; its cost is "
-            f"{interval_text(arms[best]['cost'], 100, 2)} %, {verdicts[best]}"
-        )
+    better = [arm for arm in cheap if gains[arm].interval.mean < 0 and decided(gains[arm], holm[arm])]
+    shown = [arm for arm in better if verdicts[arm] == "held"]
+    for arm in dict.fromkeys(_least(group, gains) for group in (shown, better, cheap) if group):
+        cost = interval_text(arms[arm]["cost"], 100, 2)
+        yield f"{depth} superblocks: {arm}: gaps beside {FIRST}'s {_points(gains[arm], holm)}, cost {cost} %, {verdicts[arm]}"
+    if shown:
+        yield f"default at {depth} superblocks: {_least(shown, gains)} follows"
+    elif better:
+        yield f"default at {depth} superblocks: undecided, for no arm with narrower gaps is its cost shown to be below {LIMIT:.0%}"
     else:
-        yield f"{depth} superblocks: no arm is shown to be better than {FIRST}; least gap: {best}, {change}"
+        yield f"default at {depth} superblocks: no arm is shown to be better than {FIRST}"
+
+
+def _least(arms: list[str], gains: Mapping[str, Comparison]) -> str:
+    """The arm with the narrowest gaps."""
+    return min(arms, key=lambda arm: gains[arm].interval.mean)
+
+
+def _points(one: Comparison, holm: Mapping[str, float]) -> str:
+    """A difference of shares in percentage points, with its corrected p."""
+    text = interval_text(plain_interval(one.interval), 100, 2)
+    return f"{text} points, Holm p {holm[one.a]:.3f} of {len(holm)}"
