@@ -1,6 +1,6 @@
 """What a pipeline does with each stage, given what is already there; training and measuring are stood in for."""
 
-import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +117,12 @@ def test_a_complete_pipeline_has_nothing_to_do(
     assert capsys.readouterr().out.count("already promoted") >= 3
 
 
+def test_a_promoted_model_whose_run_is_gone_is_kept(world: World, configs: Callable) -> None:
+    run(world, configs())
+    shutil.rmtree(Path("runs") / "mvp1-0")
+    assert run(world, configs()) == 0 and world.events == []
+
+
 def test_another_seed_is_another_pipeline(world: World, configs: Callable) -> None:
     run(world, configs())
     assert run(world, configs("seed=2")) == 0
@@ -221,7 +227,10 @@ def test_what_was_written_is_kept(world: World, configs: Callable) -> None:
 def test_a_downloaded_parent_is_addressed_by_its_folder(world: World, configs: Callable) -> None:
     first, second, _ = configs()
     run(world, [first])
-    elsewhere = replace(world.promoted["mvp1"], run="on-another-machine", folder=Path("runs/.registry/mvp1-mini-v1"))
+    copy = Path("runs/.registry/mvp1-mini-v1")
+    copy.mkdir(parents=True)
+    (copy / "lineage.json").write_text("{}")
+    elsewhere = replace(world.promoted["mvp1"], run="on-another-machine", folder=copy, checkpoint=copy)
     world.promoted["mvp1"] = elsewhere
     found = parents.resolve_parent(second, world.said.append)
     assert found.config.parent == "runs/.registry/mvp1-mini-v1" and found.promoted == elsewhere

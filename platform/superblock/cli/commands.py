@@ -75,7 +75,10 @@ COMMANDS = {
                 ("suite=speed quick=true", "a smoke pass of every case in less than a minute"),
                 ("cases='train/s1/*|part/moe'", "some cases by name"),
                 ("resume=true", "continue an interrupted benchmark"),
-                ("suite=growth", "which growth method is best, about 50 minutes of one core; started twice, two share it"),
+                (
+                    "suite=growth",
+                    "which growth method is best, about 50 minutes of one core; started twice, two share it",
+                ),
                 ("suite=exits", "which training of the exits is best, about 25 minutes of one core"),
                 ("'speed.peers=[bf16,fp32,bf16-compiled]' cases='train/*'", "against torch.compile too"),
             ),

@@ -65,19 +65,13 @@ def resolve_parent(config: RunConfig, say: Say) -> Resolved:
         reason = str(error).partition("\n")[0]
         say(f"parent  {promoted.run} does not fit ({reason}): training {config.stage.name} from scratch")
         return scratch
-    say(f"parent  {describe(promoted)}")
+    say(f"parent  {promoted.describe()}")
     return Resolved(replace(config, parent=_address(promoted)), promoted)
 
 
-def describe(promoted: Promoted) -> str:
-    """A promoted model in a line."""
-    version = "" if promoted.version is None else f", version {promoted.version}"
-    return f"{promoted.stage}-{promoted.scale}@{promoted.alias}{version}: {promoted.run}"
-
-
 def _address(promoted: Promoted) -> str:
-    """The run's name where it lies in this folder, else the folder its model was downloaded to."""
-    return promoted.run if (runs_root() / promoted.run).is_dir() else str(promoted.folder)
+    """The run's name where it lies in this folder with its optimizer, else the folder its model was downloaded to."""
+    return promoted.run if promoted.has_optimizer else str(promoted.folder)
 
 
 def _parent_of(run: str) -> str | None:

@@ -26,7 +26,7 @@ from superblock.config.run import RunConfig, fingerprint
 from superblock.planning.prediction import Prediction, predict
 from superblock.staging import screen
 from superblock.staging.parents import Resolved, resolve_parent
-from superblock.staging.promotion import find_promoted, promote, refuse
+from superblock.staging.promotion import Promoted, find_promoted, promote, refuse
 from superblock.staging.screen import Board, Row
 from superblock.staging.statements import Statements, evaluate, render
 from superblock.tracking.runs import RunRecord, find_run, list_runs
@@ -92,13 +92,14 @@ def run_stage(config: RunConfig, shared: Surroundings) -> bool:
     together = len(board.rows) > 1
     found = _found(config) if together or config.resume != "none" else None
     if wanted and together and (kept := _promoted(config)) is not None:
-        _fill(row, kept)
-        row.state, row.note = screen.KEPT, kept.name
-        say(f"{stage} is already promoted: {kept.name}")
+        if (record := find_run(kept.run)) is not None:
+            _fill(row, record)
+        row.state, row.note = screen.KEPT, kept.run
+        say(f"{stage} is already promoted: {kept.run}")
         return True
     if found is not None and found.status == "FINISHED":
         say(f"{found.name} has finished{'; its gates are measured again' if wanted else ': nothing to do'}")
-        record: RunRecord | None = found
+        record = found
     else:
         _begin(board, stage)
         record = _train(_continuing(config, found), resolved, shared)
@@ -202,14 +203,12 @@ def _continuing(config: RunConfig, found: RunRecord | None) -> RunConfig:
     return replace(config, resume=found.name)
 
 
-def _promoted(config: RunConfig) -> RunRecord | None:
-    """The promoted run of exactly this configuration."""
+def _promoted(config: RunConfig) -> Promoted | None:
+    """The promoted model of exactly this configuration."""
     if config.resume not in ("none", "auto"):
         return None
     promoted = find_promoted(config.stage.name, config, seed=config.seed)
-    if promoted is None or promoted.fingerprint != fingerprint(config):
-        return None
-    return find_run(promoted.run)
+    return promoted if promoted is not None and promoted.fingerprint == fingerprint(config) else None
 
 
 def _begin(board: Board, stage: str) -> None:
