@@ -182,7 +182,26 @@ def test_a_budget_of_ones_own_is_not_promoted_unless_asked(world: World, configs
     [untested] = configs("evaluation.test=false", stages=("mvp1",))
     assert not pipeline.wants_promotion(untested)
     [refused] = configs("promote=false", stages=("mvp1",))
-    assert not pipeline.wants_promotion(refused)
+    assert not pipeline.wants_promotion(refused) and not pipeline.wants_promotion(refused, together=True)
+    assert pipeline.wants_promotion(config, together=True)
+    [other] = configs("model.family=gru", stages=("mvp1",))
+    assert not pipeline.wants_promotion(other)
+
+
+def test_a_finished_run_of_another_configuration_is_not_judged(
+    world: World, configs: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [config] = configs(stages=("mvp1",))
+    run(world, [config])
+    monkeypatch.setattr(pipeline, "newest_whole", lambda folder: (folder, []))
+
+    def refuse(config: RunConfig, record: Any, checkpoint: Path) -> None:
+        raise ConfigError("was trained with another configuration")
+
+    monkeypatch.setattr(pipeline, "refuse_other_configuration", refuse)
+    with pytest.raises(ConfigError, match="another configuration"):
+        run(world, [replace(config, resume="mvp1-0", seed=7)])
+    assert world.events == []
 
 
 def test_gates_need_one_process(configs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

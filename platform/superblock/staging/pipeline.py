@@ -31,6 +31,8 @@ from superblock.staging.screen import Board, Row
 from superblock.staging.statements import Statements, evaluate, render
 from superblock.tracking.runs import RunRecord, find_run, list_runs
 from superblock.training.loop import train
+from superblock.training.manifest import newest_whole
+from superblock.training.starting import refuse_other_configuration
 
 Say = Callable[[str], None]
 Compose = Callable[[Sequence[str]], RunConfig]
@@ -88,8 +90,8 @@ def run_stage(config: RunConfig, shared: Surroundings) -> bool:
     config = resolved.config
     row = board.rows[stage]
     row.parent = None if config.parent == "none" else config.parent
-    wanted = wants_promotion(config)
     together = len(board.rows) > 1
+    wanted = wants_promotion(config, together=together)
     found = _found(config) if together or config.resume != "none" else None
     if wanted and together and (kept := _promoted(config)) is not None:
         if (record := find_run(kept.run)) is not None:
@@ -98,6 +100,8 @@ def run_stage(config: RunConfig, shared: Surroundings) -> bool:
         say(f"{stage} is already promoted: {kept.run}")
         return True
     if found is not None and found.status == "FINISHED":
+        if (checkpoint := newest_whole(found.folder)[0]) is not None:
+            refuse_other_configuration(config, found, checkpoint)
         say(f"{found.name} has finished{'; its gates are measured again' if wanted else ': nothing to do'}")
         record = found
     else:
@@ -112,18 +116,19 @@ def run_stage(config: RunConfig, shared: Surroundings) -> bool:
     return _judge(record, config, shared)
 
 
-def wants_promotion(config: RunConfig) -> bool:
+def wants_promotion(config: RunConfig, *, together: bool = False) -> bool:
     """Whether the gates of a run's stage are measured after its training.
 
-    By default that is so where the run is what the stage describes: its own budget, and a test at the end.
+    By default that is so where the run is what the stage describes (its own budget, the superblock, a test at the end), or
+    one of several that build on each other.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not config.stage.gates:
         return False
-    if config.promote is None:
+    if config.promote is None and not together:
         own = config.stage.budget.get(config.scale.name)
         same = own is not None and Budget.parse(own) == Budget.parse(config.trainer.budget or "")
-        return same and config.evaluation.test
-    return config.promote
+        return same and config.evaluation.test and config.model.family == "superblock"
+    return config.promote is not False
 
 
 def pipeline_name(configs: Sequence[RunConfig]) -> str:

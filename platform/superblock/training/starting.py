@@ -109,11 +109,20 @@ def _continue(config: RunConfig, record: RunRecord) -> Start:
     if path is None:
         notes += (f"{record.name} was interrupted before its first checkpoint: beginning it again",)
         return Start(record.name, record.folder, notes=notes)
+    refuse_other_configuration(config, record, path)
+    return Start(record.name, record.folder, path, notes=(*notes, f"continuing {record.name} from {path.name}"))
+
+
+def refuse_other_configuration(config: RunConfig, record: RunRecord, checkpoint: Path) -> None:
+    """Whether a run was trained with this configuration.
+
+    Raises:
+        ConfigError: naming the first keys that differ.
+    """
     if record.fingerprint != fingerprint(config):
         raise ConfigError(
-            f"resume={config.resume}: was trained with another configuration: {_difference(config, load_config(path))}"
+            f"resume={config.resume}: was trained with another configuration: {_difference(config, load_config(checkpoint))}"
         )
-    return Start(record.name, record.folder, path, notes=(*notes, f"continuing {record.name} from {path.name}"))
 
 
 def _difference(config: RunConfig, stored: dict[str, Any]) -> str:
