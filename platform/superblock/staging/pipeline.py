@@ -32,7 +32,7 @@ from superblock.staging.statements import Statements, evaluate, render
 from superblock.tracking.runs import RunRecord, find_run, list_runs
 from superblock.training.loop import train
 from superblock.training.manifest import newest_whole
-from superblock.training.starting import refuse_other_configuration
+from superblock.training.starting import refuse_other_configuration, resume_command
 
 Say = Callable[[str], None]
 Compose = Callable[[Sequence[str]], RunConfig]
@@ -177,17 +177,15 @@ def _judge(record: RunRecord, config: RunConfig, shared: Surroundings) -> bool:
         return True
     refuse(record, statements, config, say=say)
     _end(board, stage, screen.FAILED, "; ".join(one.name for one in statements.failures))
-    say(_refusal(record, statements, stage))
+    say(_refusal(statements, stage, shared.continue_with or resume_command(record.name)))
     return False
 
 
-def _refusal(record: RunRecord, statements: Statements, stage: str) -> str:
+def _refusal(statements: Statements, stage: str, again: str) -> str:
     lines = [f"{stage} is not promoted, and what follows it was not begun:"]
     for one in statements.failures:
         lines += [f"  gate {one.name}: measured {one.measured}; must be {one.asked}", f"    {one.because}"]
-    lines.append(
-        f"the run is kept; to measure its gates again: python -m platform.run stage={stage} resume={record.name}"
-    )
+    lines.append(f"the run is kept; to measure its gates again, without training:\n  {again}")
     return "\n".join(lines)
 
 

@@ -51,21 +51,21 @@ class Board:
     def __init__(self, rows: Sequence[Row], console: Console) -> None:
         self.rows = {row.stage: row for row in rows}
         self.console = console
-        self._current: Row | None = None
         self._left: float | None = None  # seconds of training, as the progress bar has them
 
     def begin(self, stage: str, state: str = RUNNING) -> None:
-        """A stage's turn."""
+        """A stage's turn. On a terminal the table is above the progress bar from now on."""
         row = self.rows[stage]
-        row.state, self._current, self._left = state, row, None
+        row.state, self._left = state, None
         if row.began is None:
             row.began = time.monotonic()
-        self.show()
+        if not self.console.is_terminal:
+            self.show()
 
     def end(self, stage: str, state: str, note: str = "") -> None:
         """A stage is over, for this time."""
         row = self.rows[stage]
-        row.state, row.note, self._current = state, note, None
+        row.state, row.note = state, note
         if row.began is not None:
             row.seconds = time.monotonic() - row.began
         self.show()
