@@ -88,9 +88,9 @@ def test_extra_arms_take_the_best_method() -> None:
     lower = runs["1-3/lower-rate/s1"]
     assert set(lower.needs) == set(entries) and "1-3/lower-rate/s2" not in runs
     words = lower.command_line("x", ["scale=mini"], entries)
-    assert {"growth.method=stack", "optim.learning_rate=0.0015", "parent=run-1-scratch-1"} <= set(words)
+    assert {"growth.method=stack", "growth.learning_rate=0.5", "parent=run-1-scratch-1"} <= set(words)
     trained = COMPOSE(words)
-    assert trained.optim.learning_rate == 1.5e-3 and trained.growth.optimizer and trained.growth.method == "stack"
+    assert trained.growth.learning_rate == 0.5 and trained.growth.optimizer and trained.growth.method == "stack"
     assert "growth.optimizer=false" in runs["1-3/fresh-optimizer/s1"].words
 
 
@@ -182,7 +182,7 @@ def test_the_whole_command_with_a_training_that_takes_no_time(
     config = settings(name="mine", growth=GrowthExperimentConfig(seeds=[1, 2, 3], extra_seeds=[1, 2]))
     assert command.run(config, COMPOSE) == 0
     assert len(training.asked) == 28
-    extras = [config for config in training.asked if config.optim.learning_rate == 1.5e-3]
+    extras = [config for config in training.asked if config.growth.learning_rate == 0.5]
     assert [config.growth.method for config in extras] == ["stack"] * 2
     out = capsys.readouterr().out
     assert "1 -> 3 superblocks, test bits per byte" in out and "default: growth.method=stack follows" in out

@@ -11,6 +11,7 @@ import torch
 
 from superblock.config.fields import ConfigError
 from superblock.data import loader
+from superblock.tracking.spool import metric_history
 from superblock.training import checkpoint, lineage
 from superblock.training.loop import train
 from superblock.training.manifest import newest_whole, write_json
@@ -179,3 +180,25 @@ def test_optimizer_states_are_read_by_name(parent: Path) -> None:
     states = checkpoint.read_optimizer_states(newest("parent"))
     assert states["norm.weight"].keys() == {"exp_avg", "exp_avg_sq", "step"}
     assert float(states["norm.weight"]["step"]) == 4
+
+
+def test_a_grown_run_has_a_lower_peak_rate(parent: Path, compose: Compose, small: Overrides) -> None:
+    for name, words in (
+        ("grown", ["parent=parent"]),
+        ("full", ["parent=parent", "growth.learning_rate=1"]),
+        ("scratch", []),
+    ):
+        train(compose("run", *small("stage=mvp2", f"name={name}", *words, *QUICK)))
+    rates = {
+        name: dict(metric_history(Path("runs") / name)["train/learning_rate"]) for name in ("grown", "full", "scratch")
+    }
+    assert rates["full"] == rates["scratch"]
+    assert rates["grown"] == {step: pytest.approx(rate / 2) for step, rate in rates["full"].items()}
+
+
+def test_each_run_tells_its_own_peak_of_memory(parent: Path, compose: Compose, small: Overrides) -> None:
+    held = bytearray(600 << 20)
+    held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])  # touched, so that it counts
+    del held
+    train(compose("run", *small("stage=mvp1", "name=after", *QUICK)))
+    assert summary("after")["peak_memory_bytes"] < summary("parent")["peak_memory_bytes"] + (300 << 20)

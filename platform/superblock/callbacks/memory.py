@@ -16,7 +16,7 @@ class Memory(Callback):
 
     @property
     def peak(self) -> int:
-        """The most memory the process ever held, in bytes."""
+        """The most memory the process held during this run, in bytes."""
         return peak_bytes()
 
     def values(self, device: torch.device) -> dict[str, float]:

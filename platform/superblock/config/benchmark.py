@@ -74,7 +74,9 @@ class GrowthExperimentConfig:
         minimum=0,
         maximum=2**31 - 1,
     )
-    learning_rate: float = knob(1.5e-3, "lower peak rate tried after growing", above=0, maximum=10)
+    learning_rate: float = knob(
+        0.5, "lower peak rate tried after growing, as a share of the whole", above=0, maximum=10
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from _seeds_problems(self.seeds)

@@ -19,6 +19,9 @@ class GrowthConfig:
         choices=METHODS,
     )
     optimizer: bool = knob(True, "the optimizer's state follows the weights; false starts it anew")
+    learning_rate: float = knob(
+        0.5, "peak rate of a grown run as a share of the optimizer's; trained weights want less", above=0, maximum=10
+    )
     continue_data: bool = knob(True, "read on where the parent's lineage stopped; false begins the text again")
 
 

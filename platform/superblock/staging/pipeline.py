@@ -96,8 +96,8 @@ def run_stage(config: RunConfig, shared: Surroundings) -> bool:
     if wanted and together and (kept := _promoted(config)) is not None:
         if (record := find_run(kept.run)) is not None:
             _fill(row, record)
-        row.state, row.note = screen.KEPT, kept.run
-        say(f"{stage} is already promoted: {kept.run}")
+        row.state, row.note = screen.KEPT, kept.number
+        say(f"{stage} is already promoted: {kept.describe()}")
         return True
     if found is not None and found.status == "FINISHED":
         if (checkpoint := newest_whole(found.folder)[0]) is not None:
@@ -172,8 +172,7 @@ def _judge(record: RunRecord, config: RunConfig, shared: Surroundings) -> bool:
     render(statements, board.console)
     if statements.passed:
         promoted = promote(record, statements, config, say=say)
-        version = "" if promoted.version is None else f" version {promoted.version}"
-        _end(board, stage, screen.PROMOTED, f"{stage}-{config.scale.name}@{promoted.alias}{version}")
+        _end(board, stage, screen.PROMOTED, promoted.number)
         return True
     refuse(record, statements, config, say=say)
     _end(board, stage, screen.FAILED, "; ".join(one.name for one in statements.failures))

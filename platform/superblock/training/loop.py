@@ -33,7 +33,7 @@ from superblock.training.interruption import Interruption
 from superblock.training.kernels import start_kernels
 from superblock.training.lineage import Parent, find_parent
 from superblock.training.module import LanguageModelModule
-from superblock.training.process import prepare_process
+from superblock.training.process import forget_peak, prepare_process
 from superblock.training.size import ModelSize, measure
 from superblock.training.starting import Start, choose, resume_command
 from superblock.training.strategies import build_strategy, resolve_accelerator
@@ -82,6 +82,7 @@ def train(
         return None
     parent = find_parent(config) if start.checkpoint is None else None
     threads = prepare_process(config.trainer.threads, world_size)
+    forget_peak()
     _quiet()
 
     corpus = _corpus(config, rank, say)

@@ -234,6 +234,8 @@ class LanguageModelModule(pl.LightningModule):
             config.model, self.step, self.total_steps, sequence_length=config.data.sequence_length, seed=config.seed
         )
         factor = learning_rate_factor(config.schedule, self.step, self.total_steps)
+        if self.ancestors:
+            factor *= config.growth.learning_rate
         self.last_learning_rate = set_learning_rate(self._optimizer, factor)
         self.last_losses = {}
 

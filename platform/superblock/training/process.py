@@ -1,6 +1,8 @@
 """The process itself: settings that make training on a processor faster without changing what is computed, and its memory."""
 
+import contextlib
 import ctypes
+import gc
 import os
 import re
 import sys
@@ -44,13 +46,24 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 
+def forget_peak() -> None:
+    """Gives unused memory back and counts the peak from here, where the system can: a process may train one model after
+    another, and each run tells its own."""
+    gc.collect()
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim, a container may protect the file
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+
+
 def resident_bytes() -> int:
     """Memory this process holds now."""
     return int(psutil.Process(os.getpid()).memory_info().rss)
 
 
 def peak_bytes() -> int:
-    """The most memory this process ever held.
+    """The most memory this process held since it began, or since `forget_peak`.
 
     Linux's `ru_maxrss` survives `exec`, so that a process started by a large one would report its parent's peak; VmHWM
     is the process's own.

@@ -26,6 +26,8 @@ SAME = {("1-3", "interpolate"): "stack"}
 """Methods that are another one at a transition."""
 FRESH_OPTIMIZER, LOWER_RATE = "fresh-optimizer", "lower-rate"
 EXTRAS = (FRESH_OPTIMIZER, LOWER_RATE)
+FULL_RATE = "growth.learning_rate=1"
+"""Stated by every arm, so that a later default does not alter what an arm means."""
 
 
 def growth_runs(config: BenchmarkConfig, compose: Compose, common: Sequence[str]) -> list[Run]:
@@ -60,7 +62,7 @@ def _chain(seed: int, steps: Sequence[int], cost: dict[int, float]) -> list[Run]
     for (group, (_, depth)), grown_steps in zip(TRANSITIONS.items(), steps[1:], strict=True):
         flops = grown_steps * cost[depth]
         for method in methods_of(group):
-            words = (f"growth.method={method}",)
+            words = (f"growth.method={method}", FULL_RATE)
             runs.append(Run(group, method, seed, depth, grown_steps, flops, words, parent.name))
         control_steps = max(1, round((total + flops) / cost[depth]))
         parent = Run(group, SCRATCH, seed, depth, control_steps, control_steps * cost[depth])
@@ -72,7 +74,10 @@ def _chain(seed: int, steps: Sequence[int], cost: dict[int, float]) -> list[Run]
 def _extras(seed: int, seeds: Sequence[int], steps: int, cost: float, rate: float) -> list[Run]:
     """Two variants of whichever method is best from 1 to 3."""
     after = tuple(name_of("1-3", method, other) for other in seeds for method in methods_of("1-3"))
-    words = {FRESH_OPTIMIZER: ("growth.optimizer=false",), LOWER_RATE: (f"optim.learning_rate={rate:g}",)}
+    words = {
+        FRESH_OPTIMIZER: ("growth.optimizer=false", FULL_RATE),
+        LOWER_RATE: (f"growth.learning_rate={rate:g}",),
+    }
     return [
         Run(
             "1-3", arm, seed, 3, steps, steps * cost, words[arm], name_of("1", SCRATCH, seed), after, _best_words(seeds)
