@@ -105,6 +105,30 @@ def test_every_stage_is_one_pipeline_per_seed(
     assert "1 of 2: seed=3 scale=mini" in answer.out and "2 of 2: seed=2 scale=mini" in answer.out
 
 
+def test_the_flag_may_stand_anywhere_and_what_was_typed_is_kept(superblock: Callable, called: list[Any]) -> None:
+    given: list[Any] = []
+
+    def run_stages(configs: list[RunConfig], **rest: Any) -> int:
+        given.append((len(configs), rest["continue_with"]))
+        return 0
+
+    sys.modules["superblock.staging.pipeline"].run_stages = run_stages  # type: ignore[attr-defined]
+    assert superblock("run", "scale=mini", "-m", "stage=mvp1,mvp2").status == 0
+    assert superblock("run", "stage=all", "data=text", "data.path=my notes").status == 0
+    assert superblock("run", "stage=mvp2").status == 0
+    assert given == [
+        (2, "python -m platform.run scale=mini -m stage=mvp1,mvp2"),
+        (4, "python -m platform.run stage=all data=text 'data.path=my notes'"),
+        (1, None),
+    ]
+
+
+@pytest.mark.parametrize("word", ["name=mine", "resume=mvp1-x", "parent=mvp1-x"])
+def test_what_names_one_run_is_not_for_several_stages(superblock: Callable, called: list[Any], word: str) -> None:
+    answer = superblock("run", "stage=all", word)
+    assert answer.status == 2 and f"{word}: is for one stage" in answer.err and called == []
+
+
 def test_a_failed_gate_is_the_status(superblock: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = ModuleType("superblock.staging.pipeline")
     answers = iter([0, 3, 0])

@@ -7,7 +7,7 @@ import pytest
 CASES = {
     # unknown keys, groups, options, commands, flags
     "trainer.bugdet=3": "trainer.bugdet=3: there is no such key; did you mean trainer.budget?",
-    "learning_rate=1e-3": "did you mean optim.learning_rate?",
+    "learning_rate=1e-3": "did you mean optim.learning_rate or growth.learning_rate?",
     "modle.d_model=8": "did you mean scale.d_model or model.d_model?",
     "zzz=1": "zzz=1: there is no such key (`superblock run --help` lists all)",
     "stages=mvp1": "did you mean stage?",
@@ -145,7 +145,7 @@ def test_interruption_is_no_traceback(superblock: Callable, monkeypatch: pytest.
     ("environment", "override", "text"),
     [
         ({"WORLD_SIZE": "2"}, "trainer.strategy=single", "torchrun started 2 processes; must be ddp, fsdp or auto"),
-        ({"WORLD_SIZE": "2"}, "--multirun", "--multirun: runs one process at a time"),
+        ({"WORLD_SIZE": "2"}, "--multirun", "--multirun and stage=all: run one process at a time"),
     ],
 )
 def test_under_torchrun(

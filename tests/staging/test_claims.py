@@ -36,10 +36,12 @@ def copy_run(
     total = summary["lineage_flops"]
     if grown:
         for one in summary["lineage"]:
-            one["flops"] *= flops
+            one |= {"flops": one["flops"] * flops, "seed": seed}
+        summary["lineage_flops"] *= flops
     else:
         [*_, last] = summary["lineage"]
-        summary |= {"parent": None, "growth": None, "lineage": [last | {"flops": total * flops}]}
+        summary |= {"parent": None, "growth": None, "lineage": [last | {"flops": total * flops, "seed": seed}]}
+        summary["lineage_flops"] = total * flops
     (folder / "summary.json").write_text(json.dumps(summary))
     if settings:
         spool = Spool(folder)
@@ -75,7 +77,7 @@ def test_two_pairs_are_too_few_and_it_says_what_to_run(evidence: MakeEvidence) -
     found = claims.beats_scratch(evidence("second"), PLAIN)
     assert found.holds is None and found.value is None
     assert "2 of 3 pairs" in found.measured and "seeds 11, 12" in found.measured
-    assert "stage=mvp2 scale=mini seed=1 parent=none" in found.measured  # this run's own seed lacks its rival
+    assert "scale=mini stage=mvp2 seed=1 parent=none" in found.measured  # this run's own seed lacks its rival
     summary = evidence("second").summary
     steps = round(12 * summary["lineage_flops"] / summary["flops"])
     assert 12 < steps < 24 and f"trainer.budget={steps}steps" in found.measured
@@ -97,6 +99,31 @@ def test_runs_that_do_not_compare_are_no_pairs(evidence: MakeEvidence) -> None:
     assert claims.beats_scratch(evidence("second"), PLAIN).holds is None
 
 
+def test_runs_of_one_ancestor_are_not_independent(evidence: MakeEvidence) -> None:
+    for seed in (11, 12, 13):
+        pair(seed, 0.1)
+    path = Path("runs/grown-13/summary.json")
+    summary = json.loads(path.read_text())
+    summary["lineage"][0]["seed"] = 11
+    path.write_text(json.dumps(summary))
+    found = claims.beats_scratch(evidence("second"), PLAIN)
+    assert found.holds is None and "2 of 3 pairs" in found.measured
+
+
+def test_runs_grown_with_other_settings_are_no_pairs(evidence: MakeEvidence) -> None:
+    for seed in (11, 12):
+        pair(seed, 0.1)
+    copy_run("grown-13", seed=13, bits=3.0, grown=True, settings={"growth.learning_rate": "0.25"})
+    copy_run("scratch-13", seed=13, bits=3.1, grown=False)
+    assert "2 of 3 pairs" in claims.beats_scratch(evidence("second"), PLAIN).measured
+
+
+def test_where_every_lineage_has_its_rival_another_lineage_is_asked_for(evidence: MakeEvidence) -> None:
+    copy_run("scratch-1", seed=1, bits=3.0, grown=False)
+    found = claims.beats_scratch(evidence("second"), PLAIN)
+    assert "1 of 3 pairs" in found.measured and "scale=mini stage=all seed=2" in found.measured
+
+
 def test_a_run_from_scratch_cannot_beat_itself(evidence: MakeEvidence) -> None:
     found = claims.beats_scratch(evidence("first"), PLAIN)
     assert found.holds is None and "from scratch" in found.measured
@@ -106,10 +133,10 @@ def test_a_run_from_scratch_cannot_beat_itself(evidence: MakeEvidence) -> None:
 
 
 def predicted(evidence: Any, *, minutes: float | None, memory: float | None, rates: list[float]) -> Any:
-    """Measured are 2 minutes and 1 GiB."""
-    estimates = {"minutes": minutes, "memory_bytes": memory}
+    """Measured are 120 steps in 2 minutes, and 1 GiB."""
+    estimates = {"minutes": minutes, "steps": None if minutes is None else 120.0, "memory_bytes": memory}
     prediction = {k: None if v is None else {"value": v, "low": v / 2, "high": v * 2} for k, v in estimates.items()}
-    evidence.summary.update(minutes=2.0, peak_memory_bytes=2**30, prediction=prediction)
+    evidence.summary.update(minutes=2.0, steps=120, peak_memory_bytes=2**30, prediction=prediction)
     evidence.history["throughput/tokens_per_second"] = list(enumerate(rates))
     return claims.cost_predicted(evidence, FIFTH)
 
@@ -143,7 +170,7 @@ def test_the_interval_is_that_of_the_time(evidence: MakeEvidence) -> None:
     found = predicted(evidence("first"), minutes=1.9, memory=2**30, rates=[900.0] * 8 + [1100.0] * 8)
     assert found.value == pytest.approx(2 / 1.9 - 1)
     assert found.low < found.value < found.high
-    assert "2.00 minutes against 1.90 predicted" in found.measured and "time is furthest off" in found.measured
+    assert "1,000 ms per step against 950 predicted" in found.measured and "time is furthest off" in found.measured
 
 
 def test_a_slow_stretch_counts_once(evidence: MakeEvidence) -> None:

@@ -153,7 +153,8 @@ def test_a_parent_elsewhere_is_found_by_its_folder(evidence: MakeEvidence) -> No
     for parent in ("other/first", checkpoint):
         made = evidence("second", f"parent={parent}")
         assert "when grown again" in gates.growth_exact(made, EXACT).measured
-        assert made.parent_run.name == "first" and made.parent.checkpoint.name == checkpoint.name
+        assert made.parent_name == "first" and made.parent.checkpoint.name == checkpoint.name
+        assert made.parent_result()[0] > 0  # the result is found with it
 
 
 @pytest.mark.parametrize("method", ["stack", "interpolate"])

@@ -3,9 +3,10 @@
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,10 @@ import pytest
 from superblock.cli.app import compose_run
 from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig, fingerprint
-from superblock.staging import parents, pipeline
+from superblock.staging import lookup, parents, pipeline
 from superblock.staging.promotion import Promoted
 from superblock.staging.statements import Outcome, Statements
-from superblock.tracking.files import write_json
+from superblock.tracking.files import read_json, write_json
 
 STAGES = ("mvp1", "mvp2", "mvp3")
 
@@ -30,6 +31,7 @@ class World:
         self.fail: str | None = None
         self.interrupt: str | None = None
         self.said: list[str] = []
+        self.text_of: dict[str, str] = {}
         self.count = 0
 
     def train(self, config: RunConfig, **rest: Any) -> Any:
@@ -50,6 +52,7 @@ class World:
         known = {"uid": name, "stage": config.stage.name, "scale": config.scale.name, "fingerprint": mark}
         write_json(folder / "run.json", known | {"seed": config.seed, "started": float(self.count)})
         write_json(folder / "status.json", {"status": status})
+        write_json(folder / "config.json", asdict(config))
         if status == "FINISHED":
             write_json(folder / "summary.json", {"splits": {"test": {"bits_per_byte": 1.5}}, "lineage_flops": 2e15})
 
@@ -67,6 +70,7 @@ class World:
             superblocks=config.stage.superblocks, lineage=(),
         )  # fmt: skip
         self.promoted[config.stage.name] = found
+        write_json(run.folder / "promotion.json", {"promoted": True})
         return found
 
     def refuse(self, run: Any, *rest: Any, **more: Any) -> None:
@@ -81,8 +85,15 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     for name in ("train", "evaluate", "promote", "refuse"):
         monkeypatch.setattr(pipeline, name, getattr(world, name))
+    corpus = SimpleNamespace(digest="d")
+    monkeypatch.setattr(pipeline, "prepare", lambda *args, **rest: corpus)
+    for module in (pipeline, parents, lookup):  # a run's folder stands for its checkpoint
+        monkeypatch.setattr(module, "newest_whole", lambda folder: (folder, []))
+    for module in (pipeline, parents):
+        monkeypatch.setattr(module, "load_config", lambda folder: read_json(folder / "config.json"))
+    monkeypatch.setattr(lookup, "load_progress", lambda folder: {"data_digest": world.text_of.get(folder.name, "d")})
     monkeypatch.setattr(pipeline, "predict", lambda *args, **rest: None)
-    monkeypatch.setattr(pipeline, "find_promoted", world.find)
+    monkeypatch.setattr(lookup, "find_promoted", world.find)
     monkeypatch.setattr(parents, "find_promoted", world.find)
     monkeypatch.setattr(parents, "refuse_other_parent", lambda *args, **rest: None)
     return world
@@ -104,7 +115,10 @@ def configs() -> Callable[..., list[RunConfig]]:
 
 def run(world: World, configs: list[RunConfig]) -> int:
     world.events.clear()
-    return pipeline.run_stages(configs, compose=lambda words: configs[0], say=world.said.append)
+    command = "python -m platform.run stage=all" if len(configs) > 1 else None
+    return pipeline.run_stages(
+        configs, compose=lambda words: composed(*words), say=world.said.append, continue_with=command
+    )
 
 
 def test_each_stage_grows_from_the_one_before(world: World, configs: Callable) -> None:
@@ -145,7 +159,7 @@ def test_a_failed_gate_stops_it_and_is_explained(world: World, configs: Callable
     assert world.events[-2:] == ["check mvp2-1", "refuse mvp2-1"] and not any("mvp3" in e for e in world.events)
     text = world.said[-1]
     assert "mvp2 is not promoted" in text and "measured 1.9; must be at most 1.7" in text and "why it matters" in text
-    assert "resume=mvp2-1" in text
+    assert "python -m platform.run stage=all" in text and "remove runs/mvp2-1" in text
     world.fail = None
     assert run(world, configs()) == 0  # the gate is measured again, nothing is trained twice
     assert world.events[:2] == ["check mvp2-1", "promote mvp2-1"]
@@ -166,6 +180,16 @@ def test_a_new_parent_means_training_anew(world: World, configs: Callable) -> No
     run(world, configs())
     # mvp1's own run is finished, so it is judged again and promoted again, and what grew from it stands
     assert world.events == ["check mvp1-0", "promote mvp1-0"]
+
+
+def test_resume_auto_means_the_interrupted_one(world: World, configs: Callable) -> None:
+    [config] = configs(stages=("mvp1",))
+    run(world, [config])
+    world.interrupt = "mvp1"
+    with pytest.raises(SystemExit):
+        run(world, [config])
+    assert run(world, [replace(config, resume="auto")]) == 0
+    assert world.events[0].startswith("continue")
 
 
 def test_one_stage_alone_is_always_trained(world: World, configs: Callable) -> None:
@@ -196,20 +220,71 @@ def test_a_budget_of_ones_own_is_not_promoted_unless_asked(world: World, configs
     assert not pipeline.wants_promotion(other)
 
 
-def test_a_finished_run_of_another_configuration_is_not_judged(
+def test_a_named_run_is_judged_as_it_was_trained_whatever_else_was_typed(
     world: World, configs: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [config] = configs(stages=("mvp1",))
-    run(world, [config])
-    monkeypatch.setattr(pipeline, "newest_whole", lambda folder: (folder, []))
+    first, second, _ = configs()
+    run(world, [first, second])
+    judged: list[RunConfig] = []
+    evaluate = world.evaluate
 
-    def refuse(config: RunConfig, record: Any, checkpoint: Path) -> None:
-        raise ConfigError("was trained with another configuration")
+    def look(record: Any, config: RunConfig, **rest: Any) -> Statements:
+        judged.append(config)
+        return evaluate(record, config, **rest)
 
-    monkeypatch.setattr(pipeline, "refuse_other_configuration", refuse)
-    with pytest.raises(ConfigError, match="another configuration"):
-        run(world, [replace(config, resume="mvp1-0", seed=7)])
-    assert world.events == []
+    monkeypatch.setattr(pipeline, "evaluate", look)
+    [other] = configs("scale=tiny", stages=("mvp1",))
+    assert run(world, [replace(other, resume="mvp2-1")]) == 0
+    assert world.events == ["check mvp2-1", "promote mvp2-1"]
+    assert (judged[0].scale.name, judged[0].stage.name, judged[0].parent) == ("mini", "mvp2", "mvp1-0")
+    second.stage.gates["finite_loss"].because = "another reason"
+    run(world, [replace(second, resume="mvp2-1")])
+    assert judged[1].stage.gates["finite_loss"].because == "another reason"
+
+
+def test_gates_need_a_test(world: World, configs: Callable) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.test=false: the gates of a stage need its test"):
+        run(world, configs("evaluation.test=false"))
+
+
+def test_runs_on_another_text_do_not_count(world: World, configs: Callable) -> None:
+    run(world, configs())
+    world.text_of["mvp1-0"] = "older"
+    world.promoted["mvp1"] = replace(world.promoted["mvp1"], data_digest="older")
+    run(world, configs())
+    assert world.events[0].startswith("train mvp1-") and len(world.events) == 9
+
+
+def test_what_another_command_trains_is_left_to_it(world: World, configs: Callable) -> None:
+    first = configs()[0]
+    world.write("elsewhere", replace(first, parent="none"), "RUNNING")
+    owner = {"status": "RUNNING", "host": "another machine", "pid": 1, "process_started": 0.0}
+    write_json(Path("runs/elsewhere/status.json"), owner)
+    Path("runs/elsewhere/spool.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="elsewhere is being trained by another command"):
+        run(world, configs())
+
+
+def test_a_promotion_that_was_killed_halfway_is_completed(world: World, configs: Callable) -> None:
+    run(world, configs())
+    (Path("runs") / "mvp2-1" / "promotion.json").unlink()
+    assert run(world, configs()) == 0
+    assert world.events == ["check mvp2-1", "promote mvp2-1"]
+
+
+def test_a_pipeline_grows_from_its_own_stages(world: World, configs: Callable) -> None:
+    """Another pipeline of the same seed, with other settings, has promoted its stages in the meantime."""
+    run(world, configs())
+    assert run(world, configs("optim=muon")) == 0
+    assert [event for event in world.events if event.startswith("train")][1].endswith("from mvp1-3")
+    world.events.clear()
+    run(world, configs())
+    assert "train" not in " ".join(world.events)
+
+
+def test_nothing_is_called_promoted_that_is_not(world: World, configs: Callable) -> None:
+    assert run(world, configs("promote=false")) == 0
+    assert not any("promoted" in line and "every" in line for line in world.said)
 
 
 def test_gates_need_one_process(configs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,17 +326,20 @@ def test_what_was_written_is_kept(world: World, configs: Callable) -> None:
     assert parents.resolve_parent(second, world.said.append).config.parent == "none"
 
 
-def test_a_downloaded_parent_is_addressed_by_its_folder(world: World, configs: Callable) -> None:
+def test_a_downloaded_parent_keeps_its_runs_name(world: World, configs: Callable) -> None:
+    """Its files are found wherever they are; the name is what makes a configuration the same."""
     first, second, _ = configs()
     run(world, [first])
-    copy = Path("runs/.registry/mvp1-mini-v1")
-    copy.mkdir(parents=True)
-    (copy / "lineage.json").write_text("{}")
-    elsewhere = replace(world.promoted["mvp1"], run="on-another-machine", folder=copy, checkpoint=copy)
+    elsewhere = replace(world.promoted["mvp1"], run="on-another-machine", folder=Path("runs/.registry/mvp1-mini-v1"))
     world.promoted["mvp1"] = elsewhere
     found = parents.resolve_parent(second, world.said.append)
-    assert found.config.parent == "runs/.registry/mvp1-mini-v1" and found.promoted == elsewhere
+    assert found.config.parent == "on-another-machine" and found.promoted == elsewhere
     assert found.parent_record is None
+
+
+def test_the_first_of_several_has_no_parent_to_require(world: World, configs: Callable) -> None:
+    assert run(world, configs("parent=required")) == 0
+    assert world.events[0] == "train mvp1-0 from none" and "train mvp2-1 from mvp1-0" in world.events
 
 
 # -- the table ----------------------------------------------------------------------------------------------------

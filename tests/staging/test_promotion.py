@@ -400,8 +400,8 @@ def test_another_text_or_tokenizer_is_refused_in_words(place: Place, corpus: Cor
     parent, config = place.promote("first", "none"), place.config("second")
     with (corpus.folder / "tokenizer.json").open("a") as file:
         file.write("\n")
-    with pytest.raises(ConfigError, match=r"the tokenizer \(SHA-256\) is [0-9a-f]{16}, the parent's was [0-9a-f]{16}"):
+    with pytest.raises(ConfigError, match=r"the tokenizer \(SHA-256\) is [0-9a-f]{16}, it was [0-9a-f]{16}"):
         refuse_other_parent(parent, config, corpus=corpus)
     write_json(corpus.folder / "corpus.json", {"digest": "another"})
-    with pytest.raises(ConfigError, match="digest of the text\\) is another, the parent's was"):
+    with pytest.raises(ConfigError, match="digest of the text\\) is another, it was"):
         refuse_other_parent(parent, config, corpus=Corpus(corpus.folder))

@@ -1,6 +1,7 @@
 """Runs that begin from a trained one: what they inherit, where they read on, what their lineage costs, what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from superblock.config.fields import ConfigError
 from superblock.data import loader
 from superblock.tracking.spool import metric_history
-from superblock.training import checkpoint, lineage
+from superblock.training import checkpoint, lineage, registered
 from superblock.training.loop import train
 from superblock.training.manifest import newest_whole, write_json
 
@@ -165,6 +166,9 @@ def test_refusals(parent: Path, compose: Compose, small: Overrides) -> None:
         train(compose("run", *small("stage=mvp2", "parent=parent", "model.moe.d_expert=24", *QUICK)))
     with pytest.raises(ConfigError, match="must be above the parent's 1"):
         train(compose("run", *small("stage=mvp1", "parent=parent", *QUICK)))
+    with pytest.raises(ConfigError, match="no such run"):
+        train(compose("run", *small("stage=mvp2", "parent=nobody", "name=refused", *QUICK)))
+    assert not Path("runs/refused").exists()
 
 
 def test_a_checkpoint_from_before_lineages_counts_as_its_own_beginning(parent: Path) -> None:
@@ -202,3 +206,40 @@ def test_each_run_tells_its_own_peak_of_memory(parent: Path, compose: Compose, s
     del held
     train(compose("run", *small("stage=mvp1", "name=after", *QUICK)))
     assert summary("after")["peak_memory_bytes"] < summary("parent")["peak_memory_bytes"] + (300 << 20)
+
+
+def test_a_parent_of_another_text_is_refused(
+    parent: Path, compose: Compose, small: Overrides, tmp_path: Path, text_folder: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in sorted(text_folder.glob("email_*.py")):
+        (other / path.name).write_text(path.read_text("utf-8"), "utf-8")
+    with pytest.raises(ConfigError, match=r"parent=parent: data \(digest of the text\) is [0-9a-f]+, it was [0-9a-f]+"):
+        train(compose("run", *small("stage=mvp2", "parent=parent", *QUICK), f"data.path={other}"))
+
+
+def test_a_run_is_not_continued_on_another_text(
+    compose: Compose, small: Overrides, tmp_path: Path, text_folder: Path
+) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(text_folder, mine)
+    settings = [*small("stage=mvp1", *QUICK), f"data.path={mine}"]
+    train(compose("run", *settings, "name=run"))
+    Path("runs/run/status.json").write_text('{"status": "KILLED"}')
+    (mine / "more.py").write_text("x = 1\n" * 500)
+    with pytest.raises(ConfigError, match=r"cannot be continued, its text has changed since(.|\n)*begin anew"):
+        train(compose("run", *settings, "resume=run"))
+
+
+def test_the_copy_of_a_registered_model_is_found_by_its_runs_name(parent: Path) -> None:
+    copy = Path("runs/.registry/mvp1-mini-v1")
+    path = newest("parent")
+    weights, progress = checkpoint.read_weights(path), checkpoint.load_progress(path)
+    copy.mkdir(parents=True)
+    registered.write(copy, weights, path / "config.json", path / "tokenizer.json", progress)
+    assert lineage.find_checkpoint("parent") == path
+    parent.rename("elsewhere")
+    assert lineage.find_checkpoint("parent") == copy
+    assert lineage.find_checkpoint("elsewhere") == Path("elsewhere/checkpoints") / path.name
+    assert lineage.find_checkpoint("nowhere") is None

@@ -1,6 +1,7 @@
 """Whole runs of a small model on real text, in this process."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,21 @@ def test_a_prediction_is_kept_beside_what_came(
     assert history["predicted/minutes"] == [(0, 0.5)]
     assert history["predicted/memory_gib"] == [(0, 1.0)]
     assert "before training" in capsys.readouterr().out
+
+
+def test_two_commands_of_one_second_take_two_folders(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    from superblock.training import starting
+
+    monkeypatch.setattr(starting.time, "strftime", lambda *_: "20260101-000000")
+    config = compose("run", "scale=mini")
+    names = [starting.choose(config).name for _ in range(3)]
+    assert names == ["mvp1-mini-s1-20260101-000000", "mvp1-mini-s1-20260101-000000-2", "mvp1-mini-s1-20260101-000000-3"]
+    named = compose("run", "scale=mini", "name=mine")
+    assert starting.choose(named).folder == starting.choose(named).folder  # killed before it wrote anything
+
+
+def test_the_command_that_continues_is_quoted_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from superblock.training.starting import resume_command
+
+    monkeypatch.setattr(sys, "argv", ["superblock", "data=text", "data.path=my notes/**", "seed=2", "resume=auto"])
+    assert resume_command("a") == "python -m platform.run data=text 'data.path=my notes/**' seed=2 resume=a"

@@ -79,23 +79,29 @@ def is_first_process() -> bool:
 def compose(command: Command) -> list[tuple[str, Any]]:
     """What Hydra makes of `sys.argv`: the overrides and the configuration of each job.
 
-    There is none where Hydra was asked for something else: `--cfg`, `--info` or completion.
+    There is none where Hydra was asked for something else: `--cfg`, `--info` or completion. `sys.argv` is left as it was
+    typed, since it is recorded and shown.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    from superblock.cli.overrides import literal
+    from superblock.cli.overrides import every_stage, flag_first, literal
 
-    sys.argv[1:] = [literal(word) for word in sys.argv[1:]]
-    _check(command, _arguments())
-    register(command)
     jobs: list[tuple[str, Any]] = []
 
     def keep(composed: Any) -> None:
         jobs.append((" ".join(HydraConfig.get().overrides.task), composed))
 
-    with _plain_errors():
-        hydra.main(version_base="1.3", config_path="pkg://superblock.conf", config_name=command.name)(keep)()
+    typed = sys.argv[1:]
+    words = every_stage(typed) if command.name == "run" else typed
+    sys.argv[1:] = [literal(word) for word in flag_first(words)]
+    try:
+        _check(command, _arguments())
+        register(command)
+        with _plain_errors():
+            hydra.main(version_base="1.3", config_path="pkg://superblock.conf", config_name=command.name)(keep)()
+    finally:
+        sys.argv[1:] = typed
     return jobs
 
 
@@ -162,7 +168,9 @@ def _check(command: Command, arguments: Any) -> None:
     from superblock.cli.overrides import check
 
     if arguments.multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("--multirun: runs one process at a time; under torchrun give one value per key")
+        raise ConfigError(
+            "--multirun and stage=all: run one process at a time; under torchrun give one stage and one value per key"
+        )
     if not arguments.shell_completion:
         check(command, arguments.overrides, multirun=arguments.multirun)
 

@@ -8,11 +8,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
-from superblock.cli.commands import COMMANDS, Command, groups, options, sections
+from superblock.cli.commands import ALL_STAGES, COMMANDS, STAGE_GROUP, Command, groups, options, sections
 from superblock.config.fields import ConfigError, FieldDoc, closest, document
 
 FREE_TEXT = ("prompt", "stop")
 """Keys whose value is taken as it was typed: Hydra would trim the space that ends `prompt="def "` and parse brackets."""
+
+MULTIRUN = {"--multirun", "-m"}
 
 PATHS = ("data.path", "data.cache_dir", "model.file", "output")
 """Keys that hold paths, taken as typed unless they are a list for a sweep: Hydra refuses `~` and brackets."""
@@ -27,6 +29,20 @@ def literal(word: str) -> str:
         return word
     value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
     return f"{key}='{value.replace('${', chr(92) + '${')}'"
+
+
+def every_stage(words: Sequence[str]) -> list[str]:
+    """`stage=all` as the sweep over every stage that Hydra knows; all other words as they are."""
+    if ALL_STAGES not in words:
+        return list(words)
+    sweep = f"{STAGE_GROUP}={','.join(options(STAGE_GROUP))}"
+    flag = [] if MULTIRUN & set(words) else ["--multirun"]
+    return [*flag, *(sweep if word == ALL_STAGES else word for word in words)]
+
+
+def flag_first(words: Sequence[str]) -> list[str]:
+    """The same words with `--multirun` before the others: between settings Hydra's parser would not know what follows it."""
+    return sorted(words, key=lambda word: word not in MULTIRUN)
 
 
 def check(command: Command, overrides: Sequence[str], *, multirun: bool) -> None:

@@ -8,35 +8,20 @@ from itertools import groupby
 from pathlib import Path
 
 from superblock.cli.app import Job, compose_run, launch_all, say
-from superblock.cli.commands import ALL_STAGES, STAGE_GROUP, options
+from superblock.cli.commands import STAGE_GROUP
 from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    sys.argv[1:] = every_stage(words)
-    command = shlex.join(["python", "-m", "platform.run", *words]) if ALL_STAGES in words else None
-    launch_all("run", lambda jobs: run(jobs, command))
+    launch_all("run", run)
 
 
-def every_stage(words: Sequence[str]) -> list[str]:
-    """`stage=all` as the sweep over every stage that Hydra knows; all other words as they are."""
-    if ALL_STAGES not in words:
-        return list(words)
-    sweep = f"{STAGE_GROUP}={','.join(options(STAGE_GROUP))}"
-    flag = [] if {"--multirun", "-m"} & set(words) else ["--multirun"]
-    return [*flag, *(sweep if word == ALL_STAGES else word for word in words)]
-
-
-def run(jobs: list[Job], command: str | None = None) -> None:
+def run(jobs: list[Job]) -> None:
     """Runs what was asked for: jobs that differ only in their stage are one pipeline, others follow each other.
 
-    Args:
-        command: what continues all of them; None is each run's own.
-
     Raises:
-        ConfigError: for a strategy that does not fit the number of processes.
+        ConfigError: for a strategy that does not fit the number of processes, or a setting that is for one stage alone.
         SystemExit: with status 3 where a stage was not promoted.
     """
     for _, config in jobs:
@@ -49,6 +34,8 @@ def run(jobs: list[Job], command: str | None = None) -> None:
     if not jobs:
         return
     pipelines = group(jobs)
+    for _, configs in pipelines:
+        check_pipeline(configs)
     say(_heading(pipelines[0][1]))  # before the slow imports
     from superblock.staging.pipeline import run_stages
 
@@ -56,9 +43,25 @@ def run(jobs: list[Job], command: str | None = None) -> None:
     for number, (label, configs) in enumerate(pipelines, 1):
         if len(pipelines) > 1:
             say(f"{number} of {len(pipelines)}: {label}")
-        status = max(status, run_stages(configs, compose=compose_run, say=say, continue_with=command))
+        again = None
+        if len(configs) > 1:
+            again = shlex.join(["python", "-m", "platform.run", *sys.argv[1:]])
+        elif len(pipelines) > 1:
+            again = f"python -m platform.run {label} resume=auto"
+        status = max(status, run_stages(configs, compose=compose_run, say=say, continue_with=again))
     if status:
         sys.exit(status)
+
+
+def check_pipeline(configs: Sequence[RunConfig]) -> None:
+    """Refuses what names one run where there are several; each stage finds its own."""
+    first = configs[0]
+    if len(configs) == 1:
+        return
+    named = {"name": first.name, "resume": first.resume, "parent": first.parent}
+    for key, value in named.items():
+        if value not in (None, "none", "auto", "required"):
+            raise ConfigError(f"{key}={value}: is for one stage; leave it out, or give one stage")
 
 
 def group(jobs: list[Job]) -> list[tuple[str, list[RunConfig]]]:

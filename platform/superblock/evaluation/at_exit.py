@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from torch import nn
@@ -19,7 +18,7 @@ from superblock.data.corpus import Corpus, prepare
 from superblock.data.loader import evaluation_loader
 from superblock.data.token_file import TokenFile
 from superblock.evaluation.metrics import LanguageModelLoss, TopKAccuracy
-from superblock.evaluation.summary import SplitResult
+from superblock.evaluation.summary import SplitResult, wide_console
 from superblock.generation.session import load_checkpoint
 from superblock.tracking.runs import RunRecord, find_run, list_runs, runs_root
 from superblock.training.checkpoint import load_config, tokenizer_path
@@ -104,7 +103,7 @@ def evaluate_finished(config: RunConfig, *, say: Callable[[str], None]) -> dict[
         )
     results = evaluate_at(checkpoint, corpus, config.exit_at)
     say(f"{record.name} ({checkpoint.name}) at exit {config.exit_at} of {own.model.num_superblocks}")
-    Console().print(Padding(_table(results, record.summary.get("splits", {})), (1, 0, 0, 2), expand=False))
+    wide_console().print(Padding(_table(results, record.summary.get("splits", {})), (1, 0, 0, 2), expand=False))
     return results
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,6 +85,11 @@ class RunSummary:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         splits = {name: SplitResult(**values) for name, values in data.pop("splits").items()}
         return cls(**data, splits=splits)
+
+
+def wide_console() -> Console:
+    """Standard output; 100 columns where it is no terminal, since rich takes 80 for files."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
 def render(summary: RunSummary, console: Console) -> None:

@@ -1,7 +1,7 @@
 """Claims: hypotheses about a stage, measured with an interval. They are held, not held, or undecided, and stop nothing."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -29,48 +29,71 @@ EXIT_SEQUENCES = 128
 
 
 def beats_scratch(evidence: Evidence, asked: StatementConfig) -> Finding:
-    """Test bits per byte, grown less from scratch, paired by seed at equal FLOPs of the whole lineage."""
+    """Test bits per byte, grown less from scratch, paired by seed at equal FLOPs of the whole lineage.
+
+    Runs grown from one ancestor are not independent, so each pair has a lineage of its own seed.
+    """
     wanted = "fewer bits per byte than from scratch with equal FLOPs, with 95% confidence"
     if evidence.parent_name is None:
         return Finding(None, "this run itself is from scratch", wanted)
-    pairs = _pairs(evidence)
-    seeds = ", ".join(str(grown.seed) for grown, _ in pairs)
+    grown, scratch = _rivals(evidence)
+    pairs: dict[int, tuple[RunRecord, RunRecord]] = {}
+    for one in grown:
+        if (rival := _equal(one, scratch)) is not None:
+            pairs.setdefault(one.seed, (one, rival))
+    seeds = ", ".join(str(seed) for seed in sorted(pairs))
     if len(pairs) < PAIRS:
         found = f"{len(pairs)} of {PAIRS} pairs of seeds are there{f' (seeds {seeds})' if seeds else ''}"
-        return Finding(None, f"{found}; {_what_to_run(evidence, [grown for grown, _ in pairs])}", wanted)
-    gain = paired_interval([tested_bits(grown) for grown, _ in pairs], [tested_bits(other) for _, other in pairs])
+        return Finding(None, f"{found}; {_what_to_run(evidence.run, grown, set(pairs))}", wanted)
+    ordered = [pairs[seed] for seed in sorted(pairs)]
+    gain = paired_interval([tested_bits(one) for one, _ in ordered], [tested_bits(rival) for _, rival in ordered])
     holds = True if gain.high < 0 else False if gain.low > 0 else None
     return Finding(holds, f"{gain} bits per byte, seeds {seeds}", wanted, gain.mean, gain.low, gain.high)
 
 
-def _pairs(evidence: Evidence) -> list[tuple[RunRecord, RunRecord]]:
-    """(grown as this run was, from scratch) by seed, of the newest runs that compare."""
+def _rivals(evidence: Evidence) -> tuple[list[RunRecord], list[RunRecord]]:
+    """The runs that were grown as this one, each from a lineage of its own seed, and those from scratch, newest first."""
     run = evidence.run
-    records = {one.name: one for one in list_runs(run.folder.parent, stage=run.stage, scale=run.scale)}
-    runs = {one.name: one for one in read_finished(records.values()) if one.loss is not None}
+    records = list_runs(run.folder.parent, stage=run.stage, scale=run.scale)
+    runs = {one.name: one for one in read_finished(records) if one.loss is not None}
     if run.name not in runs:
-        return []
+        return [], []
     this = runs[run.name]
-    alike = [records[name] for name in records if name in runs and _compares(this, runs[name])]
-    scratch = [one for one in alike if one.summary.get("parent") is None]
-    grown = [one for one in alike if one.summary.get("parent") is not None and _method(one) == _method(run)]
-    found: dict[int, tuple[RunRecord, RunRecord]] = {}
-    for one in grown:
-        rivals = [
-            other for other in scratch if other.seed == one.seed and _equal_flops(runs[one.name], runs[other.name])
-        ]
-        if rivals and one.seed not in found:
-            found[one.seed] = (one, rivals[0])
-    return [found[seed] for seed in sorted(found)]
+    alike = [one for one in records if one.name in runs and _compares(this, runs[one.name])]
+    grown = [
+        one
+        for one in alike
+        if _grown_alike(this, runs[one.name]) and _method(one) == _method(run) and _of_one_seed(one)
+    ]
+    return grown, [one for one in alike if one.summary.get("parent") is None]
+
+
+def _equal(grown: RunRecord, scratch: Sequence[RunRecord]) -> RunRecord | None:
+    """The newest run from scratch of the same seed and FLOPs."""
+    return next((one for one in scratch if one.seed == grown.seed and _equal_flops(grown, one)), None)
 
 
 def _compares(this: Finished, other: Finished) -> bool:
-    return this.digest == other.digest and this.total == other.total and same_recipe(this.settings, other.settings)
+    length = [one.settings.get("data.sequence_length") for one in (this, other)]
+    alike = this.digest == other.digest and this.total == other.total and length[0] == length[1]
+    return alike and same_recipe(this.settings, other.settings)
 
 
-def _equal_flops(a: Finished, b: Finished) -> bool:
-    costs = [sum(flops for _, _, flops in one.lineage) for one in (a, b)]
-    return max(costs) <= min(costs) * (1 + EQUAL_FLOPS)
+def _grown_alike(this: Finished, other: Finished) -> bool:
+    """In the settings of growth, and through the same depths."""
+    keys = {key for one in (this, other) for key in one.settings if key.startswith("growth.")}
+    depths = [[superblocks for superblocks, _, _ in one.lineage] for one in (this, other)]
+    same = all(this.settings.get(key) == other.settings.get(key) for key in keys)
+    return depths[0] == depths[1] and len(depths[0]) > 1 and same
+
+
+def _of_one_seed(run: RunRecord) -> bool:
+    return {one["seed"] for one in run.summary["lineage"]} == {run.seed}
+
+
+def _equal_flops(a: RunRecord, b: RunRecord) -> bool:
+    costs = [float(one.summary.get("lineage_flops") or 0) for one in (a, b)]  # not known of runs from before lineages
+    return all(costs) and max(costs) <= min(costs) * (1 + EQUAL_FLOPS)
 
 
 def _method(run: RunRecord) -> str | None:
@@ -78,46 +101,52 @@ def _method(run: RunRecord) -> str | None:
     return None if method is None else str(method)
 
 
-def _what_to_run(evidence: Evidence, paired: Sequence[RunRecord]) -> str:
-    """Commands that give the next pair."""
-    run, summary = evidence.run, evidence.summary
-    seed = run.seed if all(one.seed != run.seed for one in paired) else max(one.seed for one in paired) + 1
-    command = f"python -m platform.run stage={run.stage} scale={run.scale} seed={seed}"
+def _what_to_run(run: RunRecord, grown: Sequence[RunRecord], paired: Collection[int]) -> str:
+    """The command that gives, or leads to, the next pair."""
+    alone = [one for one in grown if one.seed not in paired]
+    seed = max([run.seed, *(one.seed for one in grown)]) + 1
+    command = f"python -m platform.run scale={run.scale}"
+    if not alone:
+        return f"for another lineage, with this one's other settings: {command} stage=all seed={seed}"
+    one, summary = alone[0], alone[0].summary
     steps = round(summary["steps"] * summary["lineage_flops"] / summary["flops"])
-    scratch = f"{command} parent=none promote=false trainer.budget={steps}steps"
-    grown = (
-        "" if seed == run.seed else f" and, grown as this one, {command} parent={evidence.parent_name} promote=false"
-    )
-    return f"for another, with this run's other settings: {scratch}{grown}"
+    settings = f"stage={run.stage} seed={one.seed} parent=none promote=false trainer.budget={steps}steps"
+    return f"for another, with this run's other settings: {command} {settings}"
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------
 
 
 def cost_predicted(evidence: Evidence, asked: StatementConfig) -> Finding:
-    """Minutes of training and peak memory, as shares by which they are above what was predicted before."""
+    """Seconds per step of training and peak memory, as shares by which they are above what was predicted before.
+
+    Steps, because a budget in minutes fixes the time. The peak of memory is one value and has no interval.
+    """
     limit, prediction = asked.limit or 0.0, evidence.summary.get("prediction") or {}
-    wanted = f"time and memory within {limit:.0%} of the prediction"
-    minutes, memory = _predicted(prediction, "minutes"), _predicted(prediction, "memory_bytes")
-    if minutes is None and memory is None:
+    wanted = f"time per step and memory within {limit:.0%} of the prediction"
+    minutes, steps = _predicted(prediction, "minutes"), _predicted(prediction, "steps")
+    memory = _predicted(prediction, "memory_bytes")
+    if (minutes is None or steps is None) and memory is None:
         return Finding(None, "nothing was predicted before this run", wanted)
     found: list[tuple[str, Interval]] = []
-    if minutes is not None:
-        found.append(("time", _time_above(evidence, minutes)))
+    words = []
+    if minutes is not None and steps is not None:
+        predicted, measured = 60 * minutes / steps, 60 * evidence.summary["minutes"] / evidence.summary["steps"]
+        found.append(("time", _above(measured / predicted, evidence)))
+        words.append(f"{1000 * measured:,.0f} ms per step against {1000 * predicted:,.0f} predicted")
     peak = evidence.summary.get("peak_memory_bytes")
     if memory is not None and peak is not None:
         above = peak / memory - 1
         found.append(("memory", Interval(above, above, above, 1)))
-    words = []
-    if minutes is not None:
-        words.append(f"{evidence.summary['minutes']:.2f} minutes against {minutes:.2f} predicted")
-    if memory is not None and peak is not None:
         words.append(f"{peak / 2**30:.2f} GiB against {memory / 2**30:.2f} predicted")
+    if not found:
+        return Finding(None, "what was predicted was not measured", wanted)
     holds = _all_within([interval for _, interval in found], limit)
     name, worst = max(found, key=lambda pair: abs(pair[1].mean))
-    spread = "" if worst.low == worst.high else f" [{worst.low:+.1%}, {worst.high:+.1%}]"
-    measured = f"{', '.join(words)}; {name} is furthest off, {worst.mean:+.1%}{spread}"
-    return Finding(holds, measured, wanted, worst.mean, worst.low, worst.high)
+    bounded = worst.low < worst.high and math.isfinite(worst.high - worst.low)
+    spread = f" [{worst.low:+.1%}, {worst.high:+.1%}]" if bounded else " (one value)"
+    measured_words = f"{', '.join(words)}; {name} is furthest off, {worst.mean:+.1%}{spread}"
+    return Finding(holds, measured_words, wanted, worst.mean, worst.low, worst.high)
 
 
 def _predicted(prediction: dict[str, dict[str, float] | None], name: str) -> float | None:
@@ -125,9 +154,9 @@ def _predicted(prediction: dict[str, dict[str, float] | None], name: str) -> flo
     return float(estimate["value"]) if estimate else None
 
 
-def _time_above(evidence: Evidence, predicted: float) -> Interval:
-    """How far the time is above the prediction; its interval is that of the recorded seconds per token."""
-    measured, rates = evidence.summary["minutes"] / predicted, evidence.history.get("throughput/tokens_per_second", [])
+def _above(measured: float, evidence: Evidence) -> Interval:
+    """How far a time is above its prediction, given their ratio; the interval is that of the recorded seconds per token."""
+    rates = evidence.history.get("throughput/tokens_per_second", [])
     seconds = [1 / rate for _, rate in rates if rate > 0]
     blocks = len(seconds) // WINDOWS_PER_BLOCK
     means = [fmean(seconds[i * WINDOWS_PER_BLOCK : (i + 1) * WINDOWS_PER_BLOCK]) for i in range(blocks)]

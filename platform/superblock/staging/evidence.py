@@ -21,8 +21,8 @@ from superblock.staging.statements import Compose, Kind, Outcome, Verdict
 from superblock.tracking.runs import RunRecord, read_run
 from superblock.tracking.spool import FILE_NAME, metric_history
 from superblock.training.checkpoint import load_config, load_progress
-from superblock.training.lineage import Parent, read_lineage
-from superblock.training.manifest import MANIFEST, checkpoints, newest_whole, verify
+from superblock.training.lineage import Parent, find_checkpoint, read_lineage
+from superblock.training.manifest import WEIGHTS, checkpoints, newest_whole, verify
 from superblock.training.process import prepare_process
 
 
@@ -112,31 +112,39 @@ class Evidence:
         return self.summary.get("parent")
 
     @cached_property
-    def parent_run(self) -> RunRecord:
-        """The parent's record."""
-        found = read_run(self._parent_folder())
-        if found is None or not found.summary:
-            raise Missing(f"the parent {self.parent_name} has no summary in {self._parent_folder()}")
-        return found
+    def parent_checkpoint(self) -> Path:
+        """The checkpoint of the step that the run grew from: with the parent's run, or in its registered model's copy."""
+        if self.parent_name is None:
+            raise Missing("the run began from scratch: it has no parent")
+        root, steps = self.run.folder.parent, int(self.summary["lineage"][-2]["steps"])
+        found = find_checkpoint(self.parent_name, root) or find_checkpoint(self.config.parent, root)
+        candidates = [] if found is None else [found]
+        if found is not None and not (found / WEIGHTS).is_file():  # a run keeps older checkpoints beside its newest
+            candidates += checkpoints(found.parent.parent)
+        for path in candidates:
+            if verify(path) is None and load_progress(path)["step"] == steps:
+                return path
+        raise Missing(f"the checkpoint of step {steps:,} of the parent {self.parent_name} is no longer here")
 
     @cached_property
     def parent(self) -> Parent:
-        """The parent's weights: the checkpoint of the step the run grew from."""
-        folder, steps = self._parent_folder(), int(self.summary["lineage"][-2]["steps"])
-        for path in checkpoints(folder):
-            if verify(path) is None and load_progress(path)["step"] == steps:
-                model = restore(ModelConfig, load_config(path).get("model", {}), "model")
-                return Parent(str(self.parent_name), path, model, read_lineage(path))
-        raise Missing(f"the parent's checkpoint of step {steps:,} is no longer in {folder}")
+        """The parent's weights."""
+        path = self.parent_checkpoint
+        model = restore(ModelConfig, load_config(path).get("model", {}), "model")
+        return Parent(str(self.parent_name), path, model, read_lineage(path))
 
-    def _parent_folder(self) -> Path:
-        if self.parent_name is None:
-            raise Missing("the run began from scratch: it has no parent")
-        beside = self.run.folder.parent / self.parent_name
-        named = Path(self.config.parent)  # a folder of the user's, or one checkpoint in it
-        if beside.is_dir() or not named.is_dir():
-            return beside
-        return named.resolve().parent.parent if (named / MANIFEST).is_file() else named
+    def parent_result(self) -> tuple[float, str | None]:
+        """The parent's bits per byte on the whole test split, and the digest of its text."""
+        record = read_run(self.run.folder.parent / str(self.parent_name))
+        if (record is None or not record.summary) and not (self.parent_checkpoint / WEIGHTS).is_file():
+            record = read_run(self.parent_checkpoint.resolve().parent.parent)  # a folder of the user's
+        if record is not None and record.summary:
+            return tested_bits(record), record.summary.get("data_digest")
+        known = load_progress(self.parent_checkpoint)  # a registered model says what its run's test was
+        try:
+            return float(known["test_bits_per_byte"]), known.get("data_digest")
+        except (KeyError, ValueError):
+            raise Missing(f"the result of the parent {self.parent_name} on the test split is no longer here") from None
 
 
 def tested_bits(run: RunRecord) -> float:

@@ -11,7 +11,7 @@ from superblock.models.formulas import count
 from superblock.models.growth import GrowthPlan, plan_growth, transplant
 from superblock.models.language_model import build_model
 from superblock.planning.plan import differences, short
-from superblock.staging.evidence import Evidence, Finding, Measurement, Missing, tested_bits
+from superblock.staging.evidence import Evidence, Finding, Measurement, Missing
 from superblock.staging.gates_model import distinct_4grams, gradients, no_dead_experts
 from superblock.staging.resuming import resume
 from superblock.training.checkpoint import read_weights
@@ -48,11 +48,12 @@ def bits_per_byte(evidence: Evidence, asked: StatementConfig) -> Finding:
     """On the test split, against what `against` names; without a parent against the trigram model."""
     bits = evidence.bits_per_byte()
     if asked.against == "parent" and evidence.parent_name is not None:
-        parent = evidence.parent_run
-        if parent.summary.get("data_digest") != evidence.summary.get("data_digest"):
-            raise Missing(f"the parent {parent.name} was tested on another text, so their bits per byte do not compare")
-        bound = tested_bits(parent)
-        wanted = f"at most the {bound:.4f} of its parent {parent.name}"
+        bound, digest = evidence.parent_result()
+        if digest != evidence.summary.get("data_digest"):
+            raise Missing(
+                f"the parent {evidence.parent_name} was tested on another text, so their bits per byte do not compare"
+            )
+        wanted = f"at most the {bound:.4f} of its parent {evidence.parent_name}"
         return Finding(bits <= bound, f"{bits:.4f} bits per byte of the test text", wanted, bits)
     scratch = " (from scratch, so there is no parent to compare with)" if asked.against == "parent" else ""
     bound = _trigram(evidence)
@@ -89,10 +90,10 @@ def growth_exact(evidence: Evidence, asked: StatementConfig) -> Finding:
     changed, again = _grow_again(evidence, parent) if parent else (0, {})
     worst = max([*then.values(), *again.values()], key=_not_finite_last, default=0.0)
     parts = [f"{S} -> {G} superblocks by {method}"]
-    parts += [f"{what} differ by at most {value:.1e}" for what, value in then.items()]
+    parts += [f"{what} differ by at most {value:.1g}" for what, value in then.items()]
     if parent:
         copied = "all copied weights are equal bit for bit" if not changed else f"{changed:,} copied weights differ"
-        done_again = f", {max(again.values(), key=_not_finite_last):.1e} when grown again" if again else ""
+        done_again = f", {max(again.values(), key=_not_finite_last):.1g} when grown again" if again else ""
         parts.append(f"{copied}{done_again}")
     else:
         parts.append(f"not grown again: {gone}")

@@ -22,6 +22,8 @@ EXPERT_BATCHES = 4
 """Of the test split, before the count may stop early."""
 SAMPLED_TOKENS, SAMPLE_TOKENS, PROMPT_TOKENS = 800, 200, 16
 """In all, of a sample, and of the text it continues."""
+LEAST_SHARE = 0.25
+"""Of the tokens asked for: samples that end at once repeat nothing and say nothing."""
 
 # -- gradients --------------------------------------------------------------------------------------------------------
 
@@ -177,6 +179,10 @@ def distinct_4grams(evidence: Evidence, asked: StatementConfig) -> Finding:
         originals.append(original[:shorter])
     share, reference = distinct_share(samples), distinct_share(originals)
     tokens, least = sum(map(len, samples)), (asked.limit or 0.0) * reference
+    asked_tokens = sum(len(original) for _, original in _excerpts(evidence))
+    if tokens < LEAST_SHARE * asked_tokens:
+        words = f"the samples have {tokens:,} tokens, the stretches of text they continue {asked_tokens:,}"
+        return Finding(False, words, f"samples of at least {LEAST_SHARE:.0%} of that length", share)
     words = f"{share:.1%} of the 4-grams in {len(samples)} samples ({tokens:,} tokens) are distinct"
     wanted = f"at least {least:.1%}, {asked.limit:g} times the test text's {reference:.1%}"
     return Finding(share >= least, words, wanted, share)

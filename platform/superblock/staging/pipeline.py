@@ -16,28 +16,41 @@ run it grows from. So a stage is trained anew once its parent is another run. On
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from rich.console import Console
-
 from superblock.config.budget import Budget
-from superblock.config.fields import ConfigError
+from superblock.config.fields import ConfigError, restore
 from superblock.config.run import RunConfig, fingerprint
+from superblock.data.corpus import prepare
+from superblock.evaluation.summary import wide_console
 from superblock.planning.prediction import Prediction, predict
 from superblock.staging import screen
+from superblock.staging.lookup import named_finished_run, promoted_model, run_to_go_on_with
 from superblock.staging.parents import Resolved, resolve_parent
-from superblock.staging.promotion import Promoted, find_promoted, promote, refuse
+from superblock.staging.promotion import Promoted, promote, refuse
 from superblock.staging.screen import Board, Row
+from superblock.staging.statements import FILE as STATEMENTS
 from superblock.staging.statements import Statements, evaluate, render
 from superblock.tracking.runs import RunRecord, find_run, list_runs
 from superblock.training.loop import train
-from superblock.training.manifest import newest_whole
-from superblock.training.starting import refuse_other_configuration, resume_command
+from superblock.training.manifest import load_config, newest_whole
+from superblock.training.promoted import PROMOTION_FILE
 
 Say = Callable[[str], None]
 Compose = Callable[[Sequence[str]], RunConfig]
+DECIDED = (STATEMENTS, PROMOTION_FILE)
+"""In the folder of a run whose gates were measured before."""
 REFUSED = 3
 """Exit status where a gate failed."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a stage ended: whether the next may begin, and what it was promoted as."""
+
+    went_well: bool
+    promoted: Promoted | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,11 @@ class Surroundings:
     """Tag that holds the runs of one pipeline together."""
     continue_with: str | None = None
     """Command that continues it, for messages; None is the run's own."""
+
+    @property
+    def together(self) -> bool:
+        """Whether there are several, which build on each other."""
+        return len(self.board.rows) > 1
 
 
 def run_stages(configs: Sequence[RunConfig], *, compose: Compose, say: Say, continue_with: str | None = None) -> int:
@@ -70,50 +88,62 @@ def run_stages(configs: Sequence[RunConfig], *, compose: Compose, say: Say, cont
         SystemExit: after Ctrl-C or SIGTERM, when a checkpoint has been written.
     """
     ordered = sorted(configs, key=lambda config: config.stage.superblocks)
-    board = Board([Row(c.stage.name, c.stage.superblocks, _minutes(c)) for c in ordered], Console())
+    board = Board([Row(c.stage.name, c.stage.superblocks, _minutes(c)) for c in ordered], wide_console())
     shared = Surroundings(compose, say, board, pipeline_name(ordered), continue_with)
+    before: Promoted | None = None
     for config in ordered:
-        if not run_stage(config, shared):
+        result = run_stage(config, shared, before)
+        if not result.went_well:
             return REFUSED
-    if len(ordered) > 1:
-        kept = all(row.state == screen.KEPT for row in board.rows.values())
-        if kept:
+        before = result.promoted
+    if shared.together:
+        states = {row.state for row in board.rows.values()}
+        if states == {screen.KEPT}:
             board.show()
-        say("every stage is already promoted: nothing to do" if kept else "every stage is promoted")
+            say("every stage is already promoted: nothing to do")
+        elif states <= {screen.KEPT, screen.PROMOTED}:
+            say("every stage is promoted")
     return 0
 
 
-def run_stage(config: RunConfig, shared: Surroundings) -> bool:
-    """Brings one stage to its promotion; False where a gate failed."""
-    say, board, stage = shared.say, shared.board, config.stage.name
-    resolved = resolve_parent(config, say)
-    config = resolved.config
-    row = board.rows[stage]
+def run_stage(config: RunConfig, shared: Surroundings, before: Promoted | None = None) -> Result:
+    """Brings one stage to its promotion.
+
+    Args:
+        before: what the stage before it was promoted as in this pipeline.
+
+    Raises:
+        ConfigError: for settings that cannot work, or if the stage is being trained by another command.
+    """
+    say, stage = shared.say, config.stage.name
+    if (finished := named_finished_run(config)) is not None:
+        return _again(config, finished, shared)
+    config, resolved = _resolved(config, shared, before)
+    row = shared.board.rows[stage]
     row.parent = None if config.parent == "none" else config.parent
-    together = len(board.rows) > 1
-    wanted = wants_promotion(config, together=together)
-    found = _found(config) if together or config.resume != "none" else None
-    if wanted and together and (kept := _promoted(config)) is not None:
-        if (record := find_run(kept.run)) is not None:
-            _fill(row, record)
-        row.state, row.note = screen.KEPT, kept.number
-        say(f"{stage} is already promoted: {kept.describe()}")
-        return True
-    if found is not None and found.status == "FINISHED":
-        if (checkpoint := newest_whole(found.folder)[0]) is not None:
-            refuse_other_configuration(config, found, checkpoint)
-        say(f"{found.name} has finished{'; its gates are measured again' if wanted else ': nothing to do'}")
-        record = found
+    wanted = wants_promotion(config, together=shared.together)
+    if wanted and not config.evaluation.test:
+        raise ConfigError(
+            "evaluation.test=false: the gates of a stage need its test; leave it out, or add promote=false"
+        )
+    digest = prepare(config.data, report=say).digest if shared.together else None
+    if wanted and digest is not None and (kept := _kept(config, digest, shared)) is not None:
+        return Result(True, kept)
+    found = run_to_go_on_with(config, digest)
+    if wanted and found is not None and found.status == "FINISHED":
+        say(f"{found.name} has finished; its gates are measured again")
+        done: RunRecord | None = found
     else:
-        _begin(board, stage)
-        record = _train(_continuing(config, found), resolved, shared)
-    if record is None:  # ranks above 0
-        return True
-    _fill(row, record)
+        _begin(shared, stage)
+        done = _train(_continuing(config, found), resolved, shared)
+    if done is None:  # it was over before, or this is a rank above 0
+        _end(shared, stage, screen.DONE)
+        return Result(True)
+    _fill(row, done)
     if not wanted:
-        _end(board, stage, screen.DONE)
-        return True
-    return _judge(record, config, shared)
+        _end(shared, stage, screen.DONE)
+        return Result(True)
+    return _judge(done, config, shared)
 
 
 def wants_promotion(config: RunConfig, *, together: bool = False) -> bool:
@@ -133,12 +163,30 @@ def wants_promotion(config: RunConfig, *, together: bool = False) -> bool:
 
 def pipeline_name(configs: Sequence[RunConfig]) -> str:
     """The same for the same stages, settings and seed, so that a continued pipeline keeps its name."""
-    prints = [fingerprint(replace(config, parent="auto")) for config in configs]
+    prints = [fingerprint(replace(config, parent="required")) for config in configs]  # how it grows counts too
     digest = hashlib.sha256(" ".join(prints).encode()).hexdigest()[:8]
     return f"{configs[0].scale.name}-s{configs[0].seed}-{digest}"
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
+
+
+def _resolved(config: RunConfig, shared: Surroundings, before: Promoted | None) -> tuple[RunConfig, Resolved]:
+    own = before if before is not None and before.stage == config.stage.parent else None
+    resolved = resolve_parent(config, shared.say, before=own, together=shared.together)
+    return resolved.config, resolved
+
+
+def _kept(config: RunConfig, digest: str, shared: Surroundings) -> Promoted | None:
+    """The stage's model, if it is promoted already; then it is said and shown."""
+    if (promoted := promoted_model(config, digest)) is None:
+        return None
+    row = shared.board.rows[config.stage.name]
+    if (record := find_run(promoted.run)) is not None:
+        _fill(row, record)
+    row.state, row.note = screen.KEPT, promoted.number
+    shared.say(f"{config.stage.name} is already promoted: {promoted.describe()}")
+    return promoted
 
 
 def _train(config: RunConfig, resolved: Resolved, shared: Surroundings) -> RunRecord | None:
@@ -153,17 +201,37 @@ def _train(config: RunConfig, resolved: Resolved, shared: Surroundings) -> RunRe
             config,
             tags={"pipeline": shared.pipeline},
             prediction=prediction.to_dict() if prediction else None,
-            watcher=shared.board if len(shared.board.rows) > 1 else None,
+            watcher=shared.board if shared.together else None,
             continue_with=shared.continue_with,
         )
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        _end(shared.board, config.stage.name, screen.STOPPED if stopped else screen.FAILED)
+        _end(shared, config.stage.name, screen.STOPPED if stopped else screen.FAILED)
         raise
     return None if summary is None else find_run(summary.name)
 
 
-def _judge(record: RunRecord, config: RunConfig, shared: Surroundings) -> bool:
+def _again(config: RunConfig, record: RunRecord, shared: Surroundings) -> Result:
+    """Measures the gates of a finished run that `resume` names, as its own configuration says, with today's bounds."""
+    checkpoint, _ = newest_whole(record.folder)
+    if checkpoint is None:
+        raise ConfigError(f"resume={record.name}: has no whole checkpoint, so nothing can be measured on it")
+    own: RunConfig = restore(RunConfig, load_config(checkpoint), "config")
+    if not (config.promote or wants_promotion(own) or any((record.folder / name).is_file() for name in DECIDED)):
+        shared.say(f"{record.name} has finished: nothing to do; promote=true measures its stage's gates")
+        return Result(True)
+    if own.stage.name == config.stage.name:
+        own.stage = config.stage
+    else:
+        with suppress(Exception):  # the stage's file may be gone since: then its bounds are those of the training
+            own.stage = shared.compose([f"stage={own.stage.name}", "trainer.budget=1steps"]).stage
+    shared.say(f"{record.name} has finished; its gates are measured again")
+    shared.board.rows = {own.stage.name: Row(own.stage.name, own.stage.superblocks, None)}
+    _fill(shared.board.rows[own.stage.name], record)
+    return _judge(record, own, shared)
+
+
+def _judge(record: RunRecord, config: RunConfig, shared: Surroundings) -> Result:
     """Measures the gates of a finished run, and promotes or refuses it."""
     board, say, stage = shared.board, shared.say, config.stage.name
     board.rows[stage].state = screen.CHECKING
@@ -172,57 +240,43 @@ def _judge(record: RunRecord, config: RunConfig, shared: Surroundings) -> bool:
     render(statements, board.console)
     if statements.passed:
         promoted = promote(record, statements, config, say=say)
-        _end(board, stage, screen.PROMOTED, promoted.number)
-        return True
+        _end(shared, stage, screen.PROMOTED, promoted.number)
+        return Result(True, promoted)
     refuse(record, statements, config, say=say)
-    _end(board, stage, screen.FAILED, "; ".join(one.name for one in statements.failures))
-    say(_refusal(statements, stage, shared.continue_with or resume_command(record.name)))
-    return False
+    _end(shared, stage, screen.FAILED, "; ".join(one.name for one in statements.failures))
+    say(_refusal(statements, record, shared.continue_with))
+    return Result(False)
 
 
-def _refusal(statements: Statements, stage: str, again: str) -> str:
-    lines = [f"{stage} is not promoted, and what follows it was not begun:"]
+def _refusal(statements: Statements, record: RunRecord, pipeline: str | None) -> str:
+    rest = ", and what follows it was not begun" if pipeline else ""
+    lines = [f"{record.stage} is not promoted{rest}:"]
     for one in statements.failures:
         lines += [f"  gate {one.name}: measured {one.measured}; must be {one.asked}", f"    {one.because}"]
+    again = pipeline or f"python -m platform.run resume={record.name}"
     lines.append(f"the run is kept; to measure its gates again, without training:\n  {again}")
+    if pipeline:
+        lines.append(
+            f"to train the stage anew: remove {record.folder}, or change a setting such as seed or trainer.budget"
+        )
     return "\n".join(lines)
 
 
-def _found(config: RunConfig) -> RunRecord | None:
-    """The run that this configuration means to go on with: the named one, or the newest that would train the same."""
-    if config.resume not in ("none", "auto"):
-        return find_run(config.resume)
-    runs = list_runs(fingerprint=fingerprint(config))
-    return next((run for run in runs if run.status == "FINISHED"), None) or next(
-        (run for run in runs if run.resumable), None
-    )
-
-
 def _continuing(config: RunConfig, found: RunRecord | None) -> RunConfig:
-    """With `resume` naming an interrupted run, if there is one and the run was not given a name of its own."""
-    if found is None or config.resume != "none" or config.name is not None:
-        return config
-    return replace(config, resume=found.name)
+    """With `resume` naming an interrupted run, if there is one."""
+    return config if found is None or config.resume not in ("none", "auto") else replace(config, resume=found.name)
 
 
-def _promoted(config: RunConfig) -> Promoted | None:
-    """The promoted model of exactly this configuration."""
-    if config.resume not in ("none", "auto"):
-        return None
-    promoted = find_promoted(config.stage.name, config, seed=config.seed)
-    return promoted if promoted is not None and promoted.fingerprint == fingerprint(config) else None
-
-
-def _begin(board: Board, stage: str) -> None:
-    if len(board.rows) > 1:
-        board.begin(stage)
+def _begin(shared: Surroundings, stage: str) -> None:
+    if shared.together:
+        shared.board.begin(stage)
     else:
-        board.rows[stage].state = screen.RUNNING
+        shared.board.rows[stage].state = screen.RUNNING
 
 
-def _end(board: Board, stage: str, state: str, note: str = "") -> None:
-    if len(board.rows) > 1:
-        board.end(stage, state, note)
+def _end(shared: Surroundings, stage: str, state: str, note: str = "") -> None:
+    if shared.together:
+        shared.board.end(stage, state, note)
 
 
 def _fill(row: Row, record: RunRecord) -> None:

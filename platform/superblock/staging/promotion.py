@@ -26,8 +26,8 @@ from superblock.tracking.runs import RunRecord
 from superblock.tracking.spool import last_values
 from superblock.tracking.store import store_uri, without_password
 from superblock.tracking.versions import PROMOTED, StoreAway
-from superblock.training.lineage import plain_lineage
-from superblock.training.manifest import describe, load_config, load_progress, newest_whole
+from superblock.training.lineage import plain_lineage, refuse_other_text
+from superblock.training.manifest import load_config, load_progress, newest_whole
 from superblock.training.promoted import PROMOTION_FILE, Promoted, find_alias
 
 __all__ = ["Promoted", "find_promoted", "promote", "refuse", "refuse_other_parent"]
@@ -70,7 +70,7 @@ def promote(run: RunRecord, statements: Statements, config: RunConfig, *, say: S
         except StoreAway as error:
             raise ConfigError(
                 f"tracking={config.tracking.store}: {run.name} passed its gates and could not be registered as {model}:\n"
-                f"{error}\nonce the store answers, the same command registers it without training"
+                f"{error}\nonce the store answers: python -m platform.run resume={run.name}"
             ) from None
     shown = f"{model} version {version}" if version else model
     text = f"Promoted as **{shown}**, `{model}@{PROMOTED}`."
@@ -123,28 +123,19 @@ def refuse_other_parent(
     from superblock.models.growth import plan_growth  # imports torch
 
     stored = load_config(parent.checkpoint)
-    name = parent.describe()
+    advice = f"the parent is {parent.describe()}; parent=none trains from scratch, parent=<run> begins from another run"
     try:
         plan_growth(restore(ModelConfig, stored["model"], "model"), config.model, config.growth.method)
-    except ConfigError as error:
-        raise ConfigError(f"{error}\n{_advice(name)}") from None
-    here = corpus or prepare(config.data, report=say)
-    content, tokenizer = parent.checkpoint / "tokenizer.json", describe(here.tokenizer_path)["sha256"]
-    pairs: list[tuple[str, object, object]] = [
-        ("data.vocab_size", stored["data"]["vocab_size"], config.data.vocab_size),
-        ("data (digest of the text)", parent.data_digest or "unknown", here.digest),
-        ("the tokenizer (SHA-256)", describe(content)["sha256"][:16], tokenizer[:16]),
-    ]
-    if config.growth.optimizer and config.growth.method != "none":
-        pairs.append(("optim.name", stored["optim"]["name"], config.optim.name))
-    for what, there, now in pairs:
+        there, now = stored["data"]["vocab_size"], config.data.vocab_size
         if there != now:
-            remedy = "\nor growth.optimizer=false starts a new optimizer" if what == "optim.name" else ""
-            raise ConfigError(f"{what} is {now}, the parent's was {there}\n{_advice(name)}{remedy}")
-
-
-def _advice(name: str) -> str:
-    return f"the parent is {name}; parent=none trains from scratch, parent=<run> begins from another run"
+            raise ConfigError(f"data.vocab_size is {now}, the parent's was {there}")
+        refuse_other_text(parent.checkpoint, corpus or prepare(config.data, report=say), digest=parent.data_digest)
+        before = stored["optim"]["name"]
+        if before != config.optim.name and config.growth.optimizer and config.growth.method != "none":
+            advice += "\nor growth.optimizer=false starts a new optimizer"
+            raise ConfigError(f"optim.name is {config.optim.name}, the parent's was {before}")
+    except ConfigError as error:
+        raise ConfigError(f"{error}\n{advice}") from None
 
 
 def _checkpoint(run: RunRecord) -> Path:

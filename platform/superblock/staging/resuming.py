@@ -19,11 +19,12 @@ from superblock.config.budget import Budget
 from superblock.config.growth import StatementConfig
 from superblock.config.run import RunConfig
 from superblock.data.corpus import Corpus
-from superblock.staging.evidence import Evidence, Finding
+from superblock.staging.evidence import Evidence, Finding, Missing
 from superblock.tracking.run import Tracker
 from superblock.training.checkpoint import read_optimizer_states, read_weights
 from superblock.training.data_module import PackedDataModule
 from superblock.training.interruption import Interruption
+from superblock.training.lineage import Parent
 from superblock.training.loop import PRECISIONS
 from superblock.training.manifest import checkpoints_folder
 from superblock.training.module import LanguageModelModule
@@ -34,13 +35,17 @@ SEQUENCES = 2
 
 
 def resume(evidence: Evidence, asked: StatementConfig) -> Finding:
-    """The run's own model, optimizer and data from fresh weights, in small batches and a folder that is removed."""
+    """The run's own model, optimizer and data, in small batches and a folder that is removed.
+
+    It begins as the run did: from its parent where there is one, else from fresh weights.
+    """
     config = small_run(evidence.config)
+    parent = _parent(evidence)
     wanted = "the same weights, optimizer state and losses, bit for bit"
     with tempfile.TemporaryDirectory(prefix="superblock-resume-") as folder, _deterministic():
         whole, again = Path(folder) / "whole", Path(folder) / "resumed"
-        losses = _train(config, evidence.corpus, whole, None)
-        resumed = _train(config, evidence.corpus, again, _checkpoint(whole, CUT))
+        losses = _train(config, evidence.corpus, whole, parent, None)
+        resumed = _train(config, evidence.corpus, again, None, _checkpoint(whole, CUT))
         faults = list(_differences(_checkpoint(whole, STEPS), _checkpoint(again, STEPS)))
     steps = f"{STEPS} steps at once, and {CUT} with {STEPS - CUT} resumed"
     other = [step for step in range(CUT, STEPS) if losses.get(step) != resumed.get(step)]
@@ -52,10 +57,17 @@ def resume(evidence: Evidence, asked: StatementConfig) -> Finding:
     return Finding(True, f"{steps}, end in the same bits", wanted, 0.0)
 
 
+def _parent(evidence: Evidence) -> Parent | None:
+    try:
+        return None if evidence.parent_name is None else evidence.parent
+    except Missing:  # gone since: fresh weights prove resuming as well
+        return None
+
+
 def small_run(config: RunConfig) -> RunConfig:
     """The same model, optimizer and data in a run of 40 small steps, of one process."""
     config = copy.deepcopy(config)
-    config.parent, config.resume = "none", "none"
+    config.resume = "none"
     config.data.workers = 0
     trainer = config.trainer
     trainer.budget, trainer.checkpoint_every, trainer.keep_last = f"{STEPS} steps", f"{CUT} steps", 2
@@ -74,12 +86,16 @@ class _Losses(pl.Callback):
         self.of_step[module.step - 1] = {name: float(loss) for name, loss in module.last_losses.items()}
 
 
-def _train(config: RunConfig, corpus: Corpus, folder: Path, resume_from: Path | None) -> dict[int, dict[str, float]]:
+def _train(
+    config: RunConfig, corpus: Corpus, folder: Path, parent: Parent | None, resume_from: Path | None
+) -> dict[int, dict[str, float]]:
     """Trains as `training.loop` does, without what is shown, measured and recorded; the losses of its steps."""
     accelerator = resolve_accelerator(config.trainer.accelerator)
     tracker = Tracker(folder, None, None, 0)  # records nothing
     data = PackedDataModule(corpus, config, rank=0, world_size=1)
-    module = LanguageModelModule(config, data, tracker, world_size=1, resume_from=resume_from, report=lambda text: None)
+    module = LanguageModelModule(
+        config, data, tracker, world_size=1, resume_from=resume_from, parent=parent, report=lambda text: None
+    )
     losses, interruption = _Losses(), Interruption()
     checkpointing = Checkpointing(
         folder,

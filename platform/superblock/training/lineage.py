@@ -8,8 +8,20 @@ from typing import Any
 from superblock.config.fields import ConfigError, closest, restore
 from superblock.config.model import ModelConfig
 from superblock.config.run import RunConfig
+from superblock.data.corpus import Corpus
+from superblock.tracking.files import read_json
 from superblock.tracking.runs import list_runs, runs_root
-from superblock.training.manifest import MANIFEST, WEIGHTS, load_config, load_progress, newest_whole
+from superblock.training.manifest import (
+    COPIES,
+    LINEAGE,
+    MANIFEST,
+    describe,
+    load_config,
+    load_progress,
+    newest_whole,
+    read_manifest,
+    verify,
+)
 from superblock.training.size import measure
 
 SCRATCH = "scratch"
@@ -77,20 +89,44 @@ def find_parent(config: RunConfig) -> Parent | None:
     """
     if config.parent in ("auto", "required", "none") or config.growth.method == "none":
         return None
-    folder = runs_root() / config.parent
-    if not folder.is_dir():
-        folder = Path(config.parent)
-    checkpoint = folder if (folder / MANIFEST).is_file() else newest_whole(folder)[0]
+    checkpoint = find_checkpoint(config.parent)
     if checkpoint is None:
         names = [run.name for run in list_runs()]
         hint = f"; did you mean {close[0]}?" if (close := closest(config.parent, names)) else ""
         raise ConfigError(f"parent={config.parent}: there is no such run with a whole checkpoint{hint}")
-    stored = load_config(checkpoint)
-    name = folder.name if checkpoint is not folder else folder.resolve().parent.parent.name
-    lineage = read_lineage(checkpoint)
-    if (checkpoint / WEIGHTS).is_file():  # from the registry: the run's own folder is elsewhere
-        name = lineage[-1].run
-    return Parent(name, checkpoint, restore(ModelConfig, stored.get("model", {}), "model"), lineage)
+    stored, lineage = load_config(checkpoint), read_lineage(checkpoint)
+    return Parent(lineage[-1].run, checkpoint, restore(ModelConfig, stored.get("model", {}), "model"), lineage)
+
+
+def find_checkpoint(run: str, root: Path | None = None) -> Path | None:
+    """The newest whole checkpoint of a run: in its own folder, in the copy of its registered model, or in a folder that
+    `run` is the path of (a run's or a checkpoint's own); None if there is none."""
+    root = root or runs_root()
+    own = newest_whole(root / run)[0]
+    if own is not None:
+        return own
+    for copy in sorted((root / COPIES).glob(f"*/{LINEAGE}")):
+        if (lineage := read_json(copy).get("lineage")) and lineage[-1]["run"] == run and verify(copy.parent) is None:
+            return copy.parent
+    folder = Path(run)
+    return folder if (folder / MANIFEST).is_file() else newest_whole(folder)[0]
+
+
+def refuse_other_text(checkpoint: Path, corpus: Corpus, *, digest: str | None = None) -> None:
+    """Whether a model was trained on this text, in the tokens of this tokenizer.
+
+    Args:
+        digest: of the model's text, where it is known from elsewhere.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    there, here = read_manifest(checkpoint).get("tokenizer"), describe(corpus.tokenizer_path)["sha256"]
+    digest = digest or load_progress(checkpoint).get("data_digest", "unknown")  # as of older checkpoints
+    if digest not in ("unknown", corpus.digest):
+        raise ConfigError(f"data (digest of the text) is {corpus.digest}, it was {digest}")
+    if there is not None and there != here:
+        raise ConfigError(f"the tokenizer (SHA-256) is {here[:16]}, it was {there[:16]}")
 
 
 def read_lineage(checkpoint: Path) -> Lineage:

@@ -2,12 +2,12 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-from rich.console import Console
 
 from superblock.callbacks.accuracy import Accuracy
 from superblock.callbacks.checkpointing import Checkpointing
@@ -21,9 +21,10 @@ from superblock.callbacks.progress import ProgressBar, Watcher
 from superblock.callbacks.samples import Samples
 from superblock.callbacks.throughput import Throughput
 from superblock.config.budget import Budget
+from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig
 from superblock.data.corpus import Corpus, prepare
-from superblock.evaluation.summary import RunSummary, render
+from superblock.evaluation.summary import RunSummary, render, wide_console
 from superblock.generation.session import Session
 from superblock.tracking.run import Tracker
 from superblock.training import distributed
@@ -31,7 +32,7 @@ from superblock.training.conclusion import record, summarise
 from superblock.training.data_module import PackedDataModule
 from superblock.training.interruption import Interruption
 from superblock.training.kernels import start_kernels
-from superblock.training.lineage import Parent, find_parent
+from superblock.training.lineage import Parent, find_parent, refuse_other_text
 from superblock.training.module import LanguageModelModule
 from superblock.training.process import forget_peak, prepare_process
 from superblock.training.size import ModelSize, measure
@@ -78,14 +79,16 @@ def train(
         say(note)
     if start.finished:
         if rank == 0 and (start.folder / "summary.json").is_file():
-            render(RunSummary.load(start.folder / "summary.json"), Console())
+            render(RunSummary.load(start.folder / "summary.json"), wide_console())
         return None
-    parent = find_parent(config) if start.checkpoint is None else None
-    threads = prepare_process(config.trainer.threads, world_size)
-    forget_peak()
-    _quiet()
-
-    corpus = _corpus(config, rank, say)
+    with _no_folder_if_refused(start):
+        parent = find_parent(config) if start.checkpoint is None else None
+        threads = prepare_process(config.trainer.threads, world_size)
+        forget_peak()
+        _quiet()
+        corpus = _corpus(config, rank, say)
+        if parent:
+            _refuse_parent_of_other_text(config, parent, corpus)
     size = measure(config.model, config.data.sequence_length)
     say(f"model   {size.total / 1e6:.2f} M parameters, {size.active / 1e6:.2f} M active per token")
     kernels = start_kernels(config, accelerator, say)
@@ -111,7 +114,7 @@ def train(
         interruption.restore()
         distributed.stop_process_group()
     if rank == 0:
-        render(summary, Console())
+        render(summary, wide_console())
         return summary
     return None
 
@@ -159,6 +162,25 @@ def _fit(run: _Run, accelerator: str, continue_with: str) -> tuple[LanguageModel
         trainer.test(module, datamodule=data, verbose=False)
     run.interruption.check()
     return module, measures
+
+
+@contextmanager
+def _no_folder_if_refused(start: Start) -> Iterator[None]:
+    """A run that cannot begin leaves no empty folder behind."""
+    try:
+        yield
+    except ConfigError:
+        if start.checkpoint is None:
+            with suppress(OSError):  # it holds something, or another process was first
+                start.folder.rmdir()
+        raise
+
+
+def _refuse_parent_of_other_text(config: RunConfig, parent: Parent, corpus: Corpus) -> None:
+    try:
+        refuse_other_text(parent.checkpoint, corpus)
+    except ConfigError as error:
+        raise ConfigError(f"parent={config.parent}: {error}\nparent=none trains from scratch") from None
 
 
 # -- parts --------------------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ BEST = "best.json"
 FORMAT = 1
 REQUIRED = (".metadata", "config.json", "progress.json")
 WEIGHTS, LINEAGE = "weights.safetensors", "lineage.json"
+COPIES = ".registry"
+"""Folder below `runs/` for registered models whose run is not on this machine."""
 REQUIRED_REGISTERED = (WEIGHTS, "config.json", LINEAGE)
 """Of a registered model's folder (training.registered)."""
 _STEP = re.compile(r"(?:\.old-)?step-(\d+)")

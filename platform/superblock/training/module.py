@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from superblock.config.budget import Budget
+from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig
 from superblock.models.batch import Batch, ModelOutput, Supervision
 from superblock.models.language_model import build_model
@@ -35,6 +36,7 @@ from superblock.training.lineage import (
     Parent,
     ancestor,
     plain_lineage,
+    refuse_other_text,
     restore_lineage,
     total_tokens,
 )
@@ -138,6 +140,7 @@ class LanguageModelModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Continues a checkpoint; or begins, from a parent if there is one, and turns the budget into a number of steps."""
         if self.resume_from:
+            self._refuse_other_text(self.resume_from)
             self._restore(checkpoint.load(self.resume_from, model=self.model, optimizer=self._optimizer))
             self.tracker.rewind(self.step)
         else:
@@ -164,6 +167,7 @@ class LanguageModelModule(pl.LightningModule):
             "best_val_bits_per_byte": self.best_val_bits_per_byte,
             "lineage": plain_lineage(self.lineage),
             "boundary": self.boundary,
+            "data_digest": self.data.corpus.digest,
         }
 
     def _begin(self, budget: Budget) -> None:
@@ -183,6 +187,14 @@ class LanguageModelModule(pl.LightningModule):
         if self.world_size > 1 or self.config.trainer.compile:
             return None
         return self.data.few(4).to(self.device)
+
+    def _refuse_other_text(self, path: Path) -> None:
+        try:
+            refuse_other_text(path, self.data.corpus)
+        except ConfigError as error:
+            raise ConfigError(
+                f"resume: {path} cannot be continued, its text has changed since: {error}\nbegin anew, without resume"
+            ) from None
 
     def _restore(self, progress: dict[str, Any]) -> None:
         self.ancestors = restore_lineage(progress.get("lineage", [])[:-1])

@@ -19,12 +19,14 @@ from superblock.tracking.registry import fetch
 from superblock.tracking.runs import list_runs, read_run, runs_root
 from superblock.tracking.store import store_uri
 from superblock.tracking.versions import PROMOTED, StoreAway, Version, alias_of_seed, read_versions
-from superblock.training.manifest import LINEAGE, checkpoints_folder, load_progress, verify
+from superblock.training.manifest import COPIES, LINEAGE, checkpoints_folder, load_progress, verify
 
 PROMOTION_FILE = "promotion.json"
-COPIES = ".registry"
-"""Folder below `runs/` for models whose run is not on this machine."""
 _ADDRESS = re.compile(r"(?P<registry>models:/)?(?P<name>[^@/]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
+
+
+class FilesGone(ConfigError):
+    """A promoted model whose files are nowhere: neither with its run nor in the registry."""
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,17 @@ def _with_files(version: Version, alias: str, tracking: TrackingConfig, root: Pa
     else:
         uri = store_uri(tracking)
         if not version.location or uri is None:
-            raise ConfigError(f"{name}: the checkpoint of its run {tags.get('run')} is gone; train it again")
+            raise FilesGone(
+                f"{name}: the checkpoint of its run {tags.get('run')} is gone; train it again: "
+                f"python -m platform.run stage={tags.get('stage')} scale={tags.get('scale')}"
+            )
         folder = (root or runs_root()) / COPIES / f"{version.model}-v{version.version}"
         _remove_other(folder, version)
         try:
             checkpoint = fetch(version, uri, folder)
         except StoreAway as error:
-            raise ConfigError(f"{name}: its files cannot be had: {error}") from None
+            kind = ConfigError if tracking.store == "server" else FilesGone  # a server may answer another time
+            raise kind(f"{name}: its files cannot be had: {error}") from None
         if (fault := verify(checkpoint)) is not None:
             raise ConfigError(f"{name}: {checkpoint} is not whole: {fault}; remove that folder to fetch it again")
     return Promoted(

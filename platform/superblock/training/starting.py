@@ -1,5 +1,6 @@
 """Which run a command starts or continues, decided before anything heavy happens."""
 
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -60,20 +61,31 @@ def choose(config: RunConfig) -> Start:
 
 def resume_command(name: str) -> str:
     """The command line that continues this run."""
-    words = [word for word in sys.argv[1:] if not word.startswith("resume=")]
-    overrides = [f"'{word}'" if set(word) & set(" *?$'\"()[]{}<>|&;") else word for word in words if word != "run"]
-    return " ".join(["python -m platform.run", *overrides, f"resume={name}"])
+    words = [word for word in sys.argv[1:] if not word.startswith("resume=") and word != "run"]
+    return shlex.join(["python", "-m", "platform.run", *words, f"resume={name}"])
 
 
 def _begin(config: RunConfig, notes: tuple[str, ...]) -> Start:
     name = config.name or f"{config.stage.name}-{config.scale.name}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = runs_root() / name, 1
-    while (folder / "run.json").exists():
+    while not _claim(folder, named=config.name is not None):
         if config.name:
             raise ConfigError(f"name={name}: {folder} already holds a run; choose another name, or resume={name}")
         number += 1
         folder = runs_root() / f"{name}-{number}"
     return Start(folder.name, folder, notes=notes)
+
+
+def _claim(folder: Path, *, named: bool) -> bool:
+    """Makes the folder, so that another command that starts in the same second takes another; False if it is taken.
+
+    A folder without a run that a user named may be one that was killed at once: it is used.
+    """
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return named and not (folder / "run.json").exists()
+    return True
 
 
 def _notice(config: RunConfig) -> tuple[str, ...]:
