@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,10 +216,9 @@ def test_the_interval_decides(
     evidence: MakeEvidence, monkeypatch: pytest.MonkeyPatch, worse: float, verdict: bool
 ) -> None:
     made = evidence("second")
-    right = claims._nats
-    own = right(made, claims.load_checkpoint(made.parent.checkpoint))
-    answers = iter([own * worse, own])
-    monkeypatch.setattr(claims, "_nats", lambda *_: next(answers))
+    own = claims._scores(made, claims.load_checkpoint(made.parent.checkpoint).model, 1)
+    answers = iter([replace(own, nll_NE=own.nll_NE * worse), own])
+    monkeypatch.setattr(claims, "_scores", lambda *_: next(answers))
     assert claims.exit_cost(made, PERCENT).holds is verdict
 
 

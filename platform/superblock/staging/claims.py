@@ -4,14 +4,13 @@ import math
 from collections.abc import Collection, Sequence
 from statistics import fmean
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from torch import nn
 
 from superblock.config.growth import StatementConfig
 from superblock.data.loader import evaluation_loader
-from superblock.evaluation.statistics import Interval, bootstrap_interval, paired_interval, t_interval
-from superblock.generation.session import Session, load_checkpoint
+from superblock.evaluation.exits import ExitScores, score_exits
+from superblock.evaluation.statistics import Interval, paired_interval, t_interval
+from superblock.generation.session import load_checkpoint
 from superblock.planning.finished import Finished, read_finished, same_recipe
 from superblock.staging.evidence import Evidence, Finding, Measurement, tested_bits
 from superblock.tracking.runs import RunRecord, list_runs
@@ -185,9 +184,8 @@ def exit_cost(evidence: Evidence, asked: StatementConfig) -> Finding:
         return Finding(None, "trained from scratch: there is no parent to compare an exit with", wanted)
     parent = evidence.parent
     S = parent.model.num_superblocks
-    exit_nats = _nats(evidence, load_checkpoint(evidence.checkpoint, S))
-    own_nats = _nats(evidence, load_checkpoint(parent.checkpoint))
-    cost = bootstrap_interval(np.stack([exit_nats, own_nats], axis=1), lambda rows: rows[:, 0] / rows[:, 1] - 1)
+    exit_scores = _scores(evidence, evidence.model, S)
+    cost = exit_scores.excess(S, _scores(evidence, load_checkpoint(parent.checkpoint).model, S), S)
     holds = True if cost.high <= limit else False if cost.low > limit else None
     words = (
         f"the exit of superblock {S} needs {cost.mean:+.2%} [{cost.low:+.2%}, {cost.high:+.2%}] bits against its parent"
@@ -195,23 +193,16 @@ def exit_cost(evidence: Evidence, asked: StatementConfig) -> Finding:
     return Finding(holds, f"{words} ({parent.run}, {cost.n} sequences)", wanted, cost.mean, cost.low, cost.high)
 
 
-@torch.no_grad()
-def _nats(evidence: Evidence, session: Session) -> NDArray[np.float64]:
-    """[N] the sum of each sequence's losses; bytes are the same for every model, so nats compare as bits per byte do."""
-    config, sums = evidence.config, []
-    loader = evaluation_loader(
+def _scores(evidence: Evidence, model: nn.Module, superblocks: int) -> ExitScores:
+    """Of the same sequences for every model; bytes are the same too, so nats compare as bits per byte do."""
+    config = evidence.config
+    batches = evaluation_loader(
         evidence.corpus.test,
         sequence_length=config.data.sequence_length,
         batch_size=config.evaluation.batch_size,
         limit=EXIT_SEQUENCES,
     )
-    for batch in loader:
-        batch = batch.to(session.device)
-        scores = session.model(batch.input_ids_BT, batch.pack, batch.labels_BT, score=True).scores["next_token"]
-        scored = (scores.rank_BT >= 0).any(dim=1)  # a batch may be filled up with empty rows
-        sums.append(scores.nll_BT.double().sum(dim=1)[scored].cpu().numpy())
-    nats: NDArray[np.float64] = np.concatenate(sums)
-    return nats
+    return score_exits(model, batches, (superblocks,))
 
 
 CLAIMS: dict[str, Measurement] = {
