@@ -50,9 +50,13 @@ def _own_place(tmp_path: Path, _cache: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Pools of several threads fight for the cores of a small machine; a test may have asked for more than one."""
+    """Pools of several threads fight for the cores of a small machine; a test may have asked for more than one.
+
+    A training also has the processor flush subnormal numbers, with which hypothesis cannot draw.
+    """
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_flush_denormal(False)
     yield
 
 

@@ -196,6 +196,7 @@ def test_the_whole_command_with_a_training_that_takes_no_time(
     assert (folder / "growth.svg").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_real_models_grow(tmp_path: Path) -> None:
     """A parent, two methods and the control, a few steps each, on a small text."""
     library = Path(sysconfig.get_path("stdlib"))

@@ -14,6 +14,7 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_grown_run_is_measured_and_a_second_time_the_same(stages: Any) -> None:
     config = stages.config("second")
     before, lines = files(Path()), []

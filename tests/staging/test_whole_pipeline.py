@@ -32,6 +32,7 @@ def decisions() -> dict[str, Any]:
     return {path.parent.name: json.loads(path.read_text()) for path in Path("runs").glob("*/promotion.json")}
 
 
+@pytest.mark.slow
 def test_two_stages_then_nothing_to_do_then_a_gate_that_fails(
     stages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,6 +137,7 @@ for step in range(1, 10**6):
 """
 
 
+@pytest.mark.slow
 def test_kill_and_resume_leave_each_step_once(start: Start, config: RunConfig, workplace: Path) -> None:
     """Killed with -9 in the middle of deliveries; resumed from a checkpoint a while before."""
     folder = workplace / "runs" / "unit"
@@ -212,6 +213,7 @@ for t in trackers:
 """
 
 
+@pytest.mark.slow
 def test_six_runs_on_one_fresh_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with three runs each, all making the database at the same time."""
     monkeypatch.chdir(tmp_path)
