@@ -104,40 +104,55 @@ def why_not(config: RunConfig, records: Sequence[RunRecord], *, parent: RunRecor
 
 def target(config: RunConfig, parent: RunRecord | None) -> Target:
     """What `config` would train."""
-    counts = count(config.model)
     grown = parent is not None and config.growth.method != "none"
     lineage = past.read_finished([parent]) if grown and parent is not None else []
-    return Target(
-        stage=config.stage.name,
-        scale=config.scale.name,
-        superblocks=config.model.num_superblocks,
-        active=counts.active,
-        total=counts.total,
-        flops_per_token=counts.training_flops_per_token(config.data.sequence_length),
-        tokens_per_step=config.trainer.batch_size * config.data.sequence_length,
-        width=config.model.d_model,
-        budget=Budget.parse(config.trainer.budget) if config.trainer.budget else None,
-        parents=lineage[0].lineage if lineage else (),
-        digest=lineage[0].digest if lineage else None,
+    return _target(
+        config,
+        count(config.model),
+        lineage[0] if lineage else None,
+        tokens=(config.trainer.batch_size, config.data.sequence_length),
+        budget=config.trainer.budget,
         settings=compared_settings(config),
-        machine=past.this_machine(config.trainer.threads),
+        threads=config.trainer.threads,
     )
 
 
 def plan_target(config: PlanConfig, counts: Counts, parent: Finished | None, threads: int | None) -> Target:
     """What the stage would train with its own budget; `plan` knows neither optimizer nor text."""
-    text, all_settings = config.stage.budget.get(config.scale.name), compared_settings(RunConfig(model=config.model))
-    settings = {key: value for key, value in all_settings.items() if key.startswith("model.")}
+    settings = compared_settings(RunConfig(model=config.model))
+    return _target(
+        config,
+        counts,
+        parent,
+        tokens=(config.scale.batch_size, config.scale.sequence_length),
+        budget=config.stage.budget.get(config.scale.name),
+        settings={key: value for key, value in settings.items() if key.startswith("model.")},
+        threads=threads,
+    )
+
+
+def _target(
+    config: RunConfig | PlanConfig,
+    counts: Counts,
+    parent: Finished | None,
+    *,
+    tokens: tuple[int, int],
+    budget: str | None,
+    settings: dict[str, str],
+    threads: int | None,
+) -> Target:
+    """`tokens` are the sequences of a step and the tokens of each."""
+    sequences, length = tokens
     return Target(
         stage=config.stage.name,
         scale=config.scale.name,
         superblocks=config.model.num_superblocks,
         active=counts.active,
         total=counts.total,
-        flops_per_token=counts.training_flops_per_token(config.scale.sequence_length),
-        tokens_per_step=config.scale.batch_size * config.scale.sequence_length,
+        flops_per_token=counts.training_flops_per_token(length),
+        tokens_per_step=sequences * length,
         width=config.model.d_model,
-        budget=Budget.parse(text) if text else None,
+        budget=Budget.parse(budget) if budget else None,
         parents=parent.lineage if parent else (),
         digest=parent.digest if parent else None,
         settings=settings,

@@ -118,7 +118,9 @@ def run_stage(config: RunConfig, shared: Surroundings, before: Promoted | None =
     say, stage = shared.say, config.stage.name
     if (finished := named_finished_run(config)) is not None:
         return _again(config, finished, shared)
-    config, resolved = _resolved(config, shared, before)
+    own = before if before is not None and before.stage == config.stage.parent else None
+    resolved = resolve_parent(config, say, before=own, together=shared.together)
+    config = resolved.config
     row = shared.board.rows[stage]
     row.parent = None if config.parent == "none" else config.parent
     wanted = wants_promotion(config, together=shared.together)
@@ -169,12 +171,6 @@ def pipeline_name(configs: Sequence[RunConfig]) -> str:
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
-
-
-def _resolved(config: RunConfig, shared: Surroundings, before: Promoted | None) -> tuple[RunConfig, Resolved]:
-    own = before if before is not None and before.stage == config.stage.parent else None
-    resolved = resolve_parent(config, shared.say, before=own, together=shared.together)
-    return resolved.config, resolved
 
 
 def _kept(config: RunConfig, digest: str, shared: Surroundings) -> Promoted | None:
