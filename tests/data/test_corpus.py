@@ -18,7 +18,7 @@ from superblock.data import text_store, token_file
 from superblock.data.corpus import Corpus, cache_folder, prepare
 from superblock.data.documents import Account, DataError
 from superblock.data.sources import open_source
-from superblock.data.text_store import SPLITS, Ranges, TextStore, collect, draw, split
+from superblock.data.text_store import SPLITS, Ranges, TextStore, collect, draw, group_of, split
 
 from .conftest import made_up
 
@@ -100,10 +100,25 @@ class TestSplits:
     def test_cutting_never_splits_a_character(self, tmp_path: Path) -> None:
         data = "日🙂é".encode() * 500
         (tmp_path / "text").write_bytes(data)
-        store = TextStore(tmp_path / "text", np.array([0]), np.array([len(data)]), np.array([0.9]), "")
+        store = TextStore(tmp_path / "text", np.array([0]), np.array([len(data)]), np.array([0.9]), "", np.zeros(1, np.int32), ("",))
         parts, how = split(store, val_percent=11, test_percent=13)
         assert how == "the tail of each document"
         assert "".join(text for name in SPLITS for text in store.texts(parts[name])).encode() == data
+
+    def test_every_document_knows_its_first_folder(self, corpus: Corpus, texts: list[str]) -> None:
+        """Also where each document is cut, and for files that lie in no folder."""
+        names = {text: f"part{number % 3}" for number, text in enumerate(texts)}
+        raw, file = corpus.text_path("test").read_text("utf-8"), corpus.test
+        sizes = corpus.token_bytes[file.tokens]
+        ends = np.append(np.cumsum(sizes)[file.doc_starts[1:] - 1], sizes.sum())
+        begin, found = 0, []
+        for end, group in zip(ends.tolist(), file.groups.tolist(), strict=True):
+            text = raw.encode()[begin:end].decode()
+            assert file.group_names[group] == names[text]
+            begin = end
+            found.append(file.group_names[group])
+        assert len(set(found)) == 3
+        assert [group_of(name) for name in ("a/b/c.py", "top.py", "a.jsonl:3")] == ["a", "", ""]
 
     def test_pieces_of_one_document_stay_together(self, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()
@@ -299,7 +314,7 @@ class TestTokenFile:
     ) -> None:
         data = b"some text\n"
         (tmp_path / "text").write_bytes(data)
-        store = TextStore(tmp_path / "text", np.array([0]), np.array([len(data)]), np.array([0.0]), "")
+        store = TextStore(tmp_path / "text", np.array([0]), np.array([len(data)]), np.array([0.0]), "", np.zeros(1, np.int32), ("",))
 
         class Wide:
             def __getattr__(self, name: str) -> object:
@@ -308,7 +323,7 @@ class TestTokenFile:
             def get_vocab_size(self) -> int:
                 return 100_000
 
-        file = token_file.write(store, Ranges(store.begins, store.ends), Wide(), tmp_path, "train")  # type: ignore[arg-type]
+        file = token_file.write(store, Ranges(store.begins, store.ends, store.groups), Wide(), tmp_path, "train")  # type: ignore[arg-type]
         assert file.tokens.dtype == np.uint32 and file.whole()
         assert corpus.tokenizer.decode(file.tokens[1:].tolist()) == data.decode()
 

@@ -25,7 +25,7 @@ from superblock.data.sources import Source, open_source
 from superblock.data.text_store import SPLITS
 from superblock.data.token_file import TokenFile
 
-FORMAT = 2  # raise it when prepared files change their meaning
+FORMAT = 3  # raise it when prepared files change their meaning
 Report = Callable[[str], None]
 
 

@@ -30,6 +30,10 @@ class TextStore:
     """Hash of each document's name as a number in [0, 1): what decides its split."""
     digest: str
     """16 hex digits of the SHA-256 over all documents in order."""
+    groups: NDArray[np.int32]
+    """Of each document, the index of its group in `group_names`."""
+    group_names: tuple[str, ...]
+    """First folders of documents' names, such as a package; empty for documents in none."""
 
     def texts(self, ranges: "Ranges") -> Iterator[str]:
         """The text of each range, one at a time."""
@@ -45,6 +49,8 @@ class Ranges:
 
     begins: NDArray[np.int64]
     ends: NDArray[np.int64]
+    groups: NDArray[np.int32]
+    """As in the store."""
 
     def __len__(self) -> int:
         return len(self.begins)
@@ -60,7 +66,8 @@ def collect(source: Source, path: Path, account: Account) -> TextStore:
 
     An exact duplicate is left out, because a copy on the other side of the split would be training on the test.
     """
-    begins, ends, draws = array("q"), array("q"), array("d")
+    begins, ends, draws, groups = array("q"), array("q"), array("d"), array("i")
+    names: dict[str, int] = {}
     seen: set[bytes] = set()
     digest = hashlib.sha256()
     position = 0
@@ -80,10 +87,23 @@ def collect(source: Source, path: Path, account: Account) -> TextStore:
             position += len(data)
             ends.append(position)
             draws.append(draw(document.key))
+            groups.append(names.setdefault(group_of(document.identity), len(names)))
     account.documents, account.num_bytes = len(begins), position
     return TextStore(
-        path, np.array(begins, np.int64), np.array(ends, np.int64), np.array(draws), digest.hexdigest()[:16]
+        path,
+        np.array(begins, np.int64),
+        np.array(ends, np.int64),
+        np.array(draws),
+        digest.hexdigest()[:16],
+        np.array(groups, np.int32),
+        tuple(names),
     )
+
+
+def group_of(identity: str) -> str:
+    """The first folder of a document's name: its package in a library; empty if it lies in none."""
+    folder, slash, _ = identity.partition("/")
+    return folder if slash else ""
 
 
 def _admit(name: str, text: str, account: Account) -> bytes | None:
@@ -119,7 +139,10 @@ def split(store: TextStore, *, val_percent: float, test_percent: float) -> tuple
     test, val = test_percent / 100, val_percent / 100
     label = np.where(store.draws < test, 2, np.where(store.draws < test + val, 1, 0))
     total = int((store.ends - store.begins).sum())
-    parts = {name: Ranges(store.begins[label == i], store.ends[label == i]) for i, name in enumerate(SPLITS)}
+    parts = {
+        name: Ranges(store.begins[label == i], store.ends[label == i], store.groups[label == i])
+        for i, name in enumerate(SPLITS)
+    }
     shares = {"train": 1 - val - test, "val": val, "test": test}
     if all(parts[name].num_bytes >= shares[name] * total / 4 for name in SPLITS) and total:
         return parts, "whole documents"
@@ -133,18 +156,18 @@ def split(store: TextStore, *, val_percent: float, test_percent: float) -> tuple
 
 
 def _cut_each(store: TextStore, val: float, test: float) -> dict[str, Ranges]:
-    rows: dict[str, list[tuple[int, int]]] = {name: [] for name in SPLITS}
+    rows: dict[str, list[tuple[int, int, int]]] = {name: [] for name in SPLITS}
     with store.path.open("rb") as file:
-        for begin, end in zip(store.begins.tolist(), store.ends.tolist(), strict=True):
+        for begin, end, group in zip(store.begins.tolist(), store.ends.tolist(), store.groups.tolist(), strict=True):
             file.seek(begin)
             data = file.read(end - begin)
             first = _line_end(data, round(len(data) * (1 - val - test)), 0)
             second = _line_end(data, round(len(data) * (1 - test)), first)
             for name, (a, b) in zip(SPLITS, ((0, first), (first, second), (second, len(data))), strict=True):
                 if a < b:
-                    rows[name].append((begin + a, begin + b))
-    arrays = {name: np.array(found, np.int64).reshape(-1, 2) for name, found in rows.items()}
-    return {name: Ranges(pairs[:, 0], pairs[:, 1]) for name, pairs in arrays.items()}
+                    rows[name].append((begin + a, begin + b, group))
+    arrays = {name: np.array(found, np.int64).reshape(-1, 3) for name, found in rows.items()}
+    return {name: Ranges(found[:, 0], found[:, 1], found[:, 2].astype(np.int32)) for name, found in arrays.items()}
 
 
 def _line_end(data: bytes, position: int, floor: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,8 @@ class TokenFile:
     name: str
 
     @cached_property
-    def _meta(self) -> dict[str, int | str]:
-        meta: dict[str, int | str] = json.loads((self.folder / f"{self.name}.json").read_text("utf-8"))
+    def _meta(self) -> dict[str, Any]:
+        meta: dict[str, Any] = json.loads((self.folder / f"{self.name}.json").read_text("utf-8"))
         return meta
 
     @cached_property
@@ -44,6 +45,17 @@ class TokenFile:
         """[D] index of each document's end-of-text token."""
         starts: NDArray[np.int64] = np.load(self.folder / f"{self.name}.starts.npy", mmap_mode="r")
         return starts
+
+    @cached_property
+    def groups(self) -> NDArray[np.int32]:
+        """[D] index of each document's group in `group_names`."""
+        groups: NDArray[np.int32] = np.load(self.folder / f"{self.name}.groups.npy", mmap_mode="r")
+        return groups
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """First folders of documents, such as packages; empty for documents in none."""
+        return tuple(self._meta["groups"])
 
     @property
     def num_bytes(self) -> int:
@@ -71,7 +83,7 @@ class TokenFile:
         try:
             width = np.dtype(str(self._meta["dtype"])).itemsize
             size = (self.folder / f"{self.name}.bin").stat().st_size
-            return size == width * len(self) and len(self.doc_starts) == int(self._meta["documents"])
+            return size == width * len(self) and len(self.doc_starts) == len(self.groups) == int(self._meta["documents"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -109,8 +121,9 @@ def write(store: TextStore, ranges: Ranges, tokenizer: Tokenizer, folder: Path, 
         file.flush()
         os.fsync(file.fileno())
     np.save(folder / f"{name}.starts.npy", np.array(starts, np.int64))
+    np.save(folder / f"{name}.groups.npy", ranges.groups)
     meta = {"num_tokens": total, "num_bytes": ranges.num_bytes, "documents": len(starts), "dtype": dtype.name,
-            "vocab_size": vocab_size, "end_of_text": mark}  # fmt: skip
+            "vocab_size": vocab_size, "end_of_text": mark, "groups": store.group_names}  # fmt: skip
     (folder / f"{name}.json").write_text(json.dumps(meta), "utf-8")
     return TokenFile(folder, name)
 
