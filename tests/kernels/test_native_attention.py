@@ -22,7 +22,7 @@ from superblock.kernels.packing import PackInfo
 from superblock.models.language_model import build_model
 
 pytestmark = pytest.mark.skipif(LIBRARY.why_not() is not None, reason=str(LIBRARY.why_not()))
-LEVELS = list(processor.FLAGS)[: list(processor.FLAGS).index(processor.best_level()) + 1]
+LEVELS = processor.levels()
 NAMES = ("output", "dq", "dk", "dv")
 
 

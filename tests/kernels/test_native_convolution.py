@@ -14,7 +14,7 @@ from superblock.kernels.native import processor
 from superblock.kernels.packing import PackInfo
 
 pytestmark = pytest.mark.skipif(LIBRARY.why_not() is not None, reason=str(LIBRARY.why_not()))
-LEVELS = list(processor.FLAGS)[: list(processor.FLAGS).index(processor.best_level()) + 1]
+LEVELS = processor.levels()
 NAMES = ("y", "last", "x", "weight", "state")
 
 

@@ -11,7 +11,7 @@ from superblock.kernels.cross_entropy.reference import IGNORE, reference_cross_e
 from superblock.kernels.cross_entropy.rows import torch_row_losses, torch_row_scores
 from superblock.kernels.native import processor
 
-LEVELS = list(processor.FLAGS)[: list(processor.FLAGS).index(processor.best_level()) + 1]
+LEVELS = processor.levels()
 if reason := native.LIBRARY.why_not():
     pytest.skip(reason, allow_module_level=True)
 

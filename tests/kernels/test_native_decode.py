@@ -22,11 +22,7 @@ from superblock.kernels.decode import (
 )
 from superblock.kernels.native import processor
 
-LEVELS = [
-    level
-    for level in processor.FLAGS
-    if list(processor.FLAGS).index(level) <= list(processor.FLAGS).index(processor.best_level())
-]
+LEVELS = processor.levels()
 SIZES = Sizes(48, 64, 2, 4, 32, 80, 4, 4, 2, 80, 20, 0, True, 4, 2, 32, 16, True, 1e-6, 1.0, 1.0)
 THETA = 1000.0
 

@@ -19,11 +19,7 @@ from superblock.models.gated_deltanet import GatedDeltaNet
 
 pytestmark = pytest.mark.skipif(LIBRARY.why_not() is not None, reason=str(LIBRARY.why_not()))
 NAMES = ("o", "last", "q", "k", "v", "g", "beta", "initial")
-LEVELS = [
-    name
-    for name in processor.FLAGS
-    if list(processor.FLAGS).index(name) <= list(processor.FLAGS).index(processor.best_level())
-]
+LEVELS = processor.levels()
 
 
 @pytest.fixture(params=LEVELS)

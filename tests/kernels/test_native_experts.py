@@ -14,7 +14,7 @@ from superblock.kernels.experts.backend import choose
 from superblock.kernels.native import NativeLibrary, processor
 from superblock.kernels.native.build import build
 
-LEVELS = list(processor.FLAGS)[: list(processor.FLAGS).index(processor.best_level()) + 1]
+LEVELS = processor.levels()
 NAMES = ("x", "gate_up", "down", "weight", "shared_gate_up", "shared_down", "shared_weight")
 BOUNDS = {torch.float32: 3e-6, torch.bfloat16: 1.2e-2}
 

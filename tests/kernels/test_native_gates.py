@@ -10,7 +10,7 @@ from superblock.kernels.delta_rule import native_gates
 from superblock.kernels.delta_rule.gates import delta_gates, reference_gates
 from superblock.kernels.native import processor
 
-LEVELS = list(processor.FLAGS)[: list(processor.FLAGS).index(processor.best_level()) + 1]
+LEVELS = processor.levels()
 if reason := native_gates.LIBRARY.why_not():
     pytest.skip(reason, allow_module_level=True)
 

@@ -32,12 +32,6 @@ ENTRY void product(const float* a, const float* b, float* c, float* transposed, 
 pytestmark = pytest.mark.skipif(not processor.FLAGS or build.openmp() is None, reason="no GNU OpenMP in torch")
 
 
-def levels() -> list[str]:
-    """Those that this processor has."""
-    names = list(processor.FLAGS)
-    return names[: names.index(processor.best_level()) + 1]
-
-
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A source in a folder of its own, with an empty cache."""
@@ -49,7 +43,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("level", processor.levels())
 def test_exponential_rounding_and_products_at_every_level(source: Path, level: str) -> None:
     library = NativeLibrary(source, check=lambda: None).at(level)
     assert library.why_not() is None
@@ -72,7 +66,7 @@ def test_exponential_rounding_and_products_at_every_level(source: Path, level: s
 
 def test_bf16_stores_nan_and_infinity(source: Path) -> None:
     source.write_text(SOURCE.replace("vexp(load(x + i))", "load(x + i)"))
-    for level in levels():
+    for level in processor.levels():
         library = NativeLibrary(source, check=lambda: None).at(level)
         assert library.why_not() is None
         x = torch.tensor([float("nan"), float("inf"), float("-inf"), 1.00390625] * 4)  # the last lies between two bf16
@@ -168,7 +162,7 @@ def test_levels_are_ordered_by_what_they_need(monkeypatch: pytest.MonkeyPatch) -
 def test_an_older_compiler_gets_the_level_it_knows(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = levels()
+    names = processor.levels()
     newest = [flag for flag in processor.FLAGS[names[-1]] if flag not in processor.FLAGS[names[-2:][0]]]
     if not newest:
         pytest.skip("there is no level below this one")

@@ -11,7 +11,7 @@ from superblock.kernels.native.rows import rows_of
 from superblock.kernels.norm import gated_rms_norm, native, rms_norm, rms_norm_and_wide
 from superblock.kernels.norm.reference import reference_gated_rms_norm, reference_rms_norm
 
-LEVELS = list(processor.FLAGS)[: list(processor.FLAGS).index(processor.best_level()) + 1]
+LEVELS = processor.levels()
 HALF, FULL = torch.bfloat16, torch.float32
 if reason := native.LIBRARY.why_not():
     pytest.skip(reason, allow_module_level=True)

@@ -16,7 +16,7 @@ from superblock.kernels.experts.native_router import Routes, route_native
 from superblock.kernels.native import processor
 from superblock.models.moe import MoE
 
-LEVELS = list(processor.FLAGS)[: list(processor.FLAGS).index(processor.best_level()) + 1]
+LEVELS = processor.levels()
 D = 64
 VARIANTS: dict[str, dict[str, Any]] = {
     "sigmoid": {"aux_loss": 0.3},

@@ -9,7 +9,7 @@ from torch import Tensor
 from superblock.kernels.native import processor
 from superblock.kernels.swiglu import native, reference_swiglu, swiglu
 
-LEVELS = list(processor.FLAGS)[: list(processor.FLAGS).index(processor.best_level()) + 1]
+LEVELS = processor.levels()
 if reason := native.LIBRARY.why_not():
     pytest.skip(reason, allow_module_level=True)
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from superblock.config.data import DataConfig
+from superblock.config.folders import user_cache
 from superblock.data import text_store, token_file, tokenizer
 from superblock.data.documents import Account, DataError
 from superblock.data.sources import Source, open_source
@@ -152,14 +152,8 @@ def prepare(config: DataConfig, *, report: Report = print) -> Corpus:
 
 
 def cache_folder(config: DataConfig) -> Path:
-    """`data.cache_dir`, or $SUPERBLOCK_CACHE, or `superblock` in the user's cache directory."""
-    if chosen := config.cache_dir or os.environ.get("SUPERBLOCK_CACHE"):
-        return Path(chosen).expanduser()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "superblock"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "superblock" / "cache"
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "superblock"
+    """`data.cache_dir`, or the user's cache."""
+    return Path(config.cache_dir).expanduser() if config.cache_dir else user_cache()
 
 
 def _fingerprint(config: DataConfig, source: Source) -> str:

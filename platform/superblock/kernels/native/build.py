@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from superblock.config.folders import user_cache
 from superblock.kernels.native import processor
 
 HEADERS = Path(__file__).parent
@@ -98,13 +99,6 @@ def chosen_level() -> str | None:
     return next((name for name in lower if _accepts(compiler()[0], name)), names[0])
 
 
-def cache_folder() -> Path:
-    """`$SUPERBLOCK_CACHE/kernels`, or that of the user's cache directory."""
-    if chosen := os.environ.get("SUPERBLOCK_CACHE"):
-        return Path(chosen).expanduser() / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "superblock" / "kernels"
-
-
 def command(level: str) -> list[str]:
     """The compiler and its flags, without files."""
     threads = ["-fopenmp"] if shares_threads() else []
@@ -119,7 +113,7 @@ def library_path(source: Path, level: str) -> Path:
         digest.update(path.read_bytes())
     parts = [compiler()[1], *command(level)[1:-1], torch.__version__, str(openmp()), *sorted(processor.flags())]
     digest.update("\0".join(parts).encode())
-    return cache_folder() / f"{source.parent.name}-{source.stem}-{level}-{digest.hexdigest()[:16]}.so"
+    return user_cache() / "kernels" / f"{source.parent.name}-{source.stem}-{level}-{digest.hexdigest()[:16]}.so"
 
 
 def is_built(source: Path, level: str) -> bool:

@@ -55,6 +55,12 @@ def best_level() -> str:
     return best
 
 
+def levels() -> list[str]:
+    """Every level that this processor has, lowest first."""
+    names = list(FLAGS)
+    return names[: names.index(best_level()) + 1]
+
+
 def forced() -> bool:
     """Whether `SUPERBLOCK_NATIVE` names a level, or turns everything off."""
     return os.environ.get(VARIABLE, "auto") not in ("", "auto")
@@ -73,7 +79,6 @@ def level() -> str | None:
         return None
     if wanted not in FLAGS:
         raise ValueError(f"{VARIABLE}={wanted}: unknown; choose one of auto, off, {', '.join(FLAGS)}")
-    names = list(FLAGS)
-    if names.index(wanted) > names.index(best_level()):
+    if wanted not in levels():
         raise ValueError(f"{VARIABLE}={wanted}: this processor has {best_level()} at most")
     return wanted
