@@ -17,6 +17,9 @@ class EvaluationConfig:
     )
     batch_size: int = knob(16, "sequences per evaluation batch", minimum=1)
     test: bool = knob(True, "evaluate the whole validation and test split at the end")
+    language: bool = knob(
+        True, "with the test: quality by context length and by package (language.json), from the same pass"
+    )
     samples: int = knob(2, "texts generated at the end and recorded", minimum=0, maximum=64)
     sample_tokens: int = knob(120, "tokens per recorded text", minimum=1)
     reference_points: bool = knob(True, "compute the unigram, trigram and xz reference points of the split")

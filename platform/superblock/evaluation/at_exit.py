@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,15 @@ from torch import nn
 
 from superblock.config.fields import ConfigError, closest, restore
 from superblock.config.run import RunConfig
-from superblock.data.corpus import Corpus, prepare
-from superblock.data.loader import evaluation_loader
+from superblock.data.corpus import Corpus
 from superblock.data.token_file import TokenFile
+from superblock.evaluation.finished import open_finished
 from superblock.evaluation.metrics import LanguageModelLoss, TopKAccuracy
+from superblock.evaluation.scoring import SPLITS, scored
 from superblock.evaluation.summary import SplitResult, wide_console
 from superblock.generation.session import load_checkpoint
 from superblock.tracking.runs import RunRecord, find_run, list_runs, runs_root
 from superblock.training.checkpoint import load_config, tokenizer_path
-from superblock.training.manifest import newest_whole
-from superblock.training.process import prepare_process
-
-SPLITS = {"validation": "val", "test": "test"}
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def evaluate_at(checkpoint: Path, corpus: Corpus, exit_at: int) -> dict[str, SplitResult]:
@@ -51,25 +46,14 @@ def evaluate_at(checkpoint: Path, corpus: Corpus, exit_at: int) -> dict[str, Spl
     }
 
 
-@torch.no_grad()
 def _evaluate(model: nn.Module, device: torch.device, part: TokenFile, config: RunConfig) -> SplitResult:
-    loader = evaluation_loader(
-        part, sequence_length=config.data.sequence_length, batch_size=config.evaluation.batch_size
-    )
     loss, accuracy = LanguageModelLoss().to(device), TopKAccuracy((1,)).to(device)
-    for batch in loader:
-        b = batch.to(device)
-        with _precision(config.trainer.precision, device):
-            scores = model(b.input_ids_BT, b.pack, b.labels_BT, score=True).scores["next_token"]
-        loss.update(scores)
-        accuracy.update(scores)
+    for one in scored(model, device, part, config):
+        loss.update(one.scores)
+        accuracy.update(one.scores)
     totals = loss.compute()
     bits = totals.bits_per_byte(part.num_bytes * totals.tokens / len(part))
     return SplitResult(totals.perplexity, bits, accuracy.compute()[1])
-
-
-def _precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, HALF[name]) if name in HALF else nullcontext()
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -88,22 +72,11 @@ def evaluate_finished(config: RunConfig, *, say: Callable[[str], None]) -> dict[
     assert config.exit_at is not None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(f"exit_at={config.exit_at}: an exit is evaluated in one process; start it without torchrun")
-    record = _finished(config)
-    checkpoint, _ = newest_whole(record.folder)
-    if checkpoint is None:
-        raise ConfigError(f"resume={config.resume}: {record.folder} has no whole checkpoint")
-    prepare_process(config.trainer.threads, 1)
-    own: RunConfig = restore(RunConfig, load_config(checkpoint), "config")
-    corpus = prepare(own.data, report=say)
-    digest = record.summary.get("data_digest")
-    if digest is not None and corpus.digest != digest:
-        raise ConfigError(
-            f"resume={config.resume}: its text has changed since (digest {digest} then, {corpus.digest} now), "
-            "so results would not compare"
-        )
-    results = evaluate_at(checkpoint, corpus, config.exit_at)
-    say(f"{record.name} ({checkpoint.name}) at exit {config.exit_at} of {own.model.num_superblocks}")
-    wide_console().print(Padding(_table(results, record.summary.get("splits", {})), (1, 0, 0, 2), expand=False))
+    run = open_finished(_finished(config), f"resume={config.resume}", threads=config.trainer.threads, say=say)
+    results = evaluate_at(run.checkpoint, run.corpus, config.exit_at)
+    depth = run.config.model.num_superblocks
+    say(f"{run.record.name} ({run.checkpoint.name}) at exit {config.exit_at} of {depth}")
+    wide_console().print(Padding(_table(results, run.record.summary.get("splits", {})), (1, 0, 0, 2), expand=False))
     return results
 
 

@@ -13,6 +13,7 @@ from superblock.callbacks.accuracy import Accuracy
 from superblock.callbacks.checkpointing import Checkpointing
 from superblock.callbacks.exits import ExitCurve
 from superblock.callbacks.expert_health import ExpertHealth
+from superblock.callbacks.language import LanguageSlices
 from superblock.callbacks.memory import Memory
 from superblock.callbacks.nonfinite import NonFiniteGuard
 from superblock.callbacks.norms import Norms
@@ -248,7 +249,8 @@ def _callbacks(run: _Run, module: LanguageModelModule, measures: dict[str, Any])
         seed=config.seed,
     )
     bar = [ProgressBar(perplexity=measures["perplexity"], watcher=run.watcher)] if config.trainer.progress else []
-    return [*measures.values(), run.interruption, checkpointing, samples, *bar]
+    slices = [LanguageSlices(run.corpus, config.data.sequence_length)] if config.evaluation.language else []
+    return [*measures.values(), *slices, run.interruption, checkpointing, samples, *bar]
 
 
 def _trainer(config: RunConfig, start: Start, accelerator: str, callbacks: list[pl.Callback]) -> pl.Trainer:
