@@ -36,7 +36,7 @@ class RunFacts:
     hardware: str
     """In words."""
     machine: str
-    """Fingerprint of the hardware: speeds compare only where it is equal."""
+    """Fingerprint of the hardware and the threads used: speeds compare only where it is equal."""
     command: str
     data_digest: str
     data: str
@@ -46,10 +46,15 @@ class RunFacts:
     superblocks: int | None = None
     lineage: tuple[str, ...] = ()
     """Names of the runs it grew from, oldest first, itself last; its own alone if it was trained from scratch."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """The compared settings, under the keys a user types."""
     results: Mapping[str, float] = field(default_factory=dict)
-    """Single numbers by name (`test/bits_per_byte`, `final/tokens_per_second`, `lineage/flops`); finite ones only."""
+    """Single numbers by name, finite ones only: `metrics.RESULTS` and `metrics.EXPERTS` as recorded, and from the summary
+    `run/steps`, `run/tokens`, `run/minutes`, `run/minutes_in_all`, `run/memory_bytes`, `lineage/tokens`,
+    `reference/unigram` and its like."""
     curves: Mapping[str, Series] = field(default_factory=dict)
-    """By name (`val/bits_per_byte`, `train/tokens`, `experts/layer_1/load_entropy`, `exits/bits_per_byte`)."""
+    """By name: `metrics.CURVES` by step; `exits/bits_per_byte`, `exits/tokens_per_second` and `exits/trained` (models that
+    were trained at that depth) by number of superblocks."""
     statements: tuple[Mapping[str, Any], ...] = ()
     """Gates and claims as in statements.json: name, kind, verdict, measured, asked, because, value, low, high."""
     prediction: Mapping[str, Any] = field(default_factory=dict)

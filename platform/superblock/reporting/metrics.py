@@ -1,5 +1,6 @@
 """The numbers a report compares: what they are called, which direction is better, and which change matters."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,3 +38,18 @@ METRICS: dict[str, Metric] = {
 }
 COMPARED = ("test/bits_per_byte", "final/tokens_per_second", "final/memory_peak_mib")
 """Those that decide a verdict; the others say the same in other words."""
+
+CURVES = ("val/bits_per_byte", "train/bits_per_byte")
+"""Of a run's histories, those that a report draws."""
+RESULTS = (
+    *METRICS, "final/val_bits_per_byte", "model/parameters", "model/active_parameters", "lineage/flops", "lineage/own_flops",
+    "train/tokens",
+)  # fmt: skip
+"""Single numbers, and histories of which the last value counts."""
+EXPERTS = re.compile(r"experts/layer_(\d+)/(load_entropy|min_load|dead_experts)")
+"""How the experts of each layer stood at the end, single numbers too."""
+
+
+def is_result(name: str) -> bool:
+    """Whether a report keeps a metric's last value."""
+    return name in RESULTS or EXPERTS.fullmatch(name) is not None

@@ -1,0 +1,108 @@
+"""What was run: read from the runs' folders and from MLflow, and narrowed to what a report is about."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from superblock.config.report import ReportConfig, SelectConfig
+from superblock.reporting.collect_folders import read_folders
+from superblock.reporting.collect_records import read_records
+from superblock.reporting.collect_store import read_store
+from superblock.reporting.facts import Facts, RunFacts
+from superblock.reporting.run_facts import TRAINING, Told, doubts, run_facts
+from superblock.tracking.runs import INTERRUPTED, runs_root
+from superblock.tracking.store import database_path, store_uri, without_password
+from superblock.tracking.versions import StoreAway
+
+DAY = 86400.0
+NAMED = 6
+"""Runs named in one line; of more the number is given."""
+UNFINISHED = {
+    "RUNNING": "still running", INTERRUPTED: "interrupted", "FAILED": "failed", "KILLED": "stopped", "SCHEDULED": "not begun",
+}  # fmt: skip
+
+
+def collect(config: ReportConfig, *, say: Callable[[str], None]) -> Facts:
+    """Reads every finished run and the newest records that a report is about; `Facts` without runs if there is none.
+
+    What cannot be read, and what was begun and did not finish, is told in `problems`.
+
+    Args:
+        say: shows a line.
+
+    Raises:
+        ConfigError: if `tracking.uri` is not an address.
+    """
+    problems: list[str] = []
+    told: list[Told] = []
+    sources = []
+    if config.source in ("auto", "spool"):
+        told += read_folders(runs_root(), problems.append)
+        sources.append(f"the folders below {runs_root()}/")
+        say(f"{_count(len(told), 'run')} in {runs_root()}/")
+    if config.source in ("auto", "mlflow"):
+        more, place = _from_store(config, told, problems)
+        told += more
+        if place and (more or config.source == "mlflow"):
+            sources.append(f"MLflow at {place}")
+            say(f"{_count(len(more), 'run')}{' more' if config.source == 'auto' else ''} in MLflow at {place}")
+    runs = _chosen(told, config.select, problems)
+    records = read_records(config.records, problems.append)
+    say(f"{_count(len(runs), 'finished run')} to report, {_count(len(records), 'record')} of benchmarks")
+    return Facts(runs, records, " and ".join(sources), tuple(problems))
+
+
+def _from_store(config: ReportConfig, told: Iterable[Told], problems: list[str]) -> tuple[list[Told], str]:
+    """The runs that only MLflow has, and where that is; in `auto`, a store that was never made is no problem."""
+    uri = store_uri(config.tracking)
+    if uri is None:
+        if config.source == "mlflow":
+            problems.append("source=mlflow and tracking=none: there is no store to read")
+        return [], ""
+    database = database_path(uri)
+    place = database.name if database else without_password(uri) or ""
+    if config.source == "auto" and database and not database.exists():
+        return [], ""
+    known = {one.uid for one in told} | {one.mlflow_run_id for one in told if one.mlflow_run_id}
+    try:
+        return list(read_store(uri, config.tracking.experiment, known, problems.append)), place
+    except StoreAway as away:
+        problems.append(f"MLflow: {away}; what only it has is missing here")
+        return [], place
+
+
+def _chosen(told: Iterable[Told], select: SelectConfig, problems: list[str]) -> tuple[RunFacts, ...]:
+    """The finished runs that were asked for, oldest first; of the others it is told that they are not counted."""
+    found = [(run_facts(one), one) for one in told]
+    found = [(run, one) for run, one in found if run.suite == TRAINING and run.stage]
+    found.sort(key=lambda pair: (pair[0].started, pair[0].name))
+    finished = [run for run, _ in found if run.status == "FINISHED"]
+    scale = select.scale or (finished[-1].scale if finished else None)
+    asked = replace(select, scale=scale)
+    newest = max((run.started for run in finished if _asked(run, asked, None)), default=None)
+    found = [(run, one) for run, one in found if _asked(run, asked, newest)]
+    for status in dict.fromkeys(run.status for run, _ in found if run.status != "FINISHED"):
+        names = [run.name for run, _ in found if run.status == status]
+        problems.append(f"{UNFINISHED.get(status, status.lower())}, so not counted: {_names(names)}")
+    counted = [(run, one) for run, one in found if run.status == "FINISHED"]
+    problems += [doubt for _, one in counted for doubt in doubts(one)]
+    return tuple(run for run, _ in counted)
+
+
+def _asked(run: RunFacts, select: SelectConfig, newest: float | None) -> bool:
+    within = select.days is None or newest is None or run.started >= newest - select.days * DAY
+    return (
+        (select.scale is None or run.scale == select.scale)
+        and (not select.stages or run.stage in select.stages)
+        and (not select.arms or run.arm in select.arms)
+        and (not select.seeds or run.seed in select.seeds)
+        and within
+    )
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

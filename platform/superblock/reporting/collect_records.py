@@ -1,0 +1,86 @@
+"""Records of benchmarks: the newest of each suite, wherever they lie."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from superblock.reporting.facts import RecordFacts
+from superblock.tracking.provenance import Hardware
+
+Problem = Callable[[str], None]
+ABLATION = "superblock.ablation/1"
+SCHEMAS = ("superblock.benchmark/1", ABLATION, "superblock.probes/1")
+"""Those that are understood here."""
+
+
+def read_records(places: Sequence[str], problem: Problem) -> tuple[RecordFacts, ...]:
+    """The newest record of each suite, and of ablations of each name, oldest first.
+
+    Args:
+        places: files, and folders that hold records at any depth; what is not there is passed over if it is a folder's
+            default, and told if it is a file.
+        problem: is told what cannot be read.
+    """
+    newest: dict[tuple[str, str], RecordFacts] = {}
+    for path, named in _files(places, problem):
+        record = _read(path, named, problem)
+        if record is not None:
+            key = (record.suite, record.name if record.content["schema"] == ABLATION else "")
+            if key not in newest or record.started >= newest[key].started:
+                newest[key] = record
+    for record in newest.values():
+        if record.content.get("status") == "partial":
+            problem(f"the record {record.name} of suite={record.suite} is not finished")
+    return tuple(sorted(newest.values(), key=lambda one: (one.started, one.suite, one.name)))
+
+
+def _files(places: Sequence[str], problem: Problem) -> Iterator[tuple[Path, bool]]:
+    """Files that may be records; the second tells whether somebody named the file itself."""
+    for place in map(Path, places):
+        if place.is_dir():
+            yield from ((path, False) for path in sorted(place.rglob("*.json")) if not _hidden(path, place))
+        elif place.exists() or place.suffix:
+            yield place, True
+
+
+def _hidden(path: Path, place: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(place).parts)
+
+
+def _read(path: Path, named: bool, problem: Problem) -> RecordFacts | None:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        problem(f"{path} cannot be read ({type(error).__name__})")
+        return None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema not in SCHEMAS:
+        if named or (isinstance(schema, str) and schema.rpartition("/")[0] in {s.rpartition("/")[0] for s in SCHEMAS}):
+            problem(
+                f"{path} is no record that this version understands (schema {schema}, known are {', '.join(SCHEMAS)})"
+            )
+        return None
+    try:
+        return _facts(content)
+    except (KeyError, TypeError, ValueError) as error:
+        problem(f"{path} is not a whole record ({type(error).__name__}: {error})")
+        return None
+
+
+def _facts(content: Mapping[str, Any]) -> RecordFacts:
+    provenance = content.get("provenance") or {}
+    code, hardware = provenance.get("code") or {}, provenance.get("hardware") or {}
+    finished = content.get("finished")
+    return RecordFacts(
+        suite=str(content["suite"]), name=str(content["name"]), started=float(content["started"]),
+        finished=None if finished is None else float(finished), commit=str(content.get("commit") or code.get("commit", "")),
+        machine=str(content.get("machine") or hardware.get("fingerprint", "")), hardware=_hardware(hardware), content=content,
+    )  # fmt: skip
+
+
+def _hardware(known: Mapping[str, Any]) -> str:
+    try:
+        return Hardware(known["cpu"], known["cores"], known["memory_gib"], list(known["gpus"])).describe()
+    except KeyError:
+        return ""
