@@ -36,7 +36,15 @@ def _compiled() -> None:
 class Case:
     """Random weights for a layer of each kind, and states in the middle of a text."""
 
-    def __init__(self, sizes: Sizes = SIZES, *, B: int = 3, length: int = 20, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        sizes: Sizes = SIZES,
+        *,
+        B: int = 3,
+        length: int = 20,
+        scale: float = 1.0,
+        kept: torch.dtype = torch.float32,
+    ) -> None:
         self.sizes, self.length, self.scale = sizes, length, scale
         self.generator = torch.Generator().manual_seed(length)
         self.layers = [(self._weights(kind), self._weights(Experts)) for kind in (Delta, Attention)]
@@ -46,7 +54,7 @@ class Case:
             self.draw(B, sizes.taps - 1, sizes.channels),
             self.draw(B, sizes.value_heads, sizes.key_width, sizes.value_width),
         )
-        self.keys, self.values = self.draw(2, B, length + 3, sizes.kv_heads, sizes.head_width).unbind()
+        self.keys, self.values = self.draw(2, B, length + 3, sizes.kv_heads, sizes.head_width).to(kept).unbind()
 
     def draw(self, *shape: int) -> Tensor:
         spread = self.scale * shape[-1] ** -0.5 if len(shape) > 1 else 1.0
@@ -92,6 +100,24 @@ def test_every_level(level: str, B: int, length: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(native, "LIBRARY", library)
     case = Case(B=B, length=length)
     agree(case.run(), case.exact())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("B", "length"), [(1, 0), (3, 20), (2, 255), (1, 600)])
+def test_keys_and_values_in_bf16(level: str, B: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the past are read exactly; that of the token itself is rounded to nearest."""
+    library = native.LIBRARY.at(level)
+    assert library.why_not() is None
+    monkeypatch.setattr(native, "LIBRARY", library)
+    case = Case(B=B, length=length, kept=torch.bfloat16)
+    *ours, keys, values = case.run()
+    *exact, exact_keys, exact_values = case.exact()
+    assert keys.dtype == values.dtype == torch.bfloat16
+    assert torch.equal(keys[:, :-1].double(), exact_keys[:, :-1])
+    assert torch.equal(values[:, :-1].double(), exact_values[:, :-1])
+    for new, true in ((keys, exact_keys), (values, exact_values)):
+        torch.testing.assert_close(new[:, -1].double(), true[:, -1], rtol=2**-8, atol=1e-5)
+    agree(ours, exact, 3e-3 / (length + 1) ** 0.5 + 1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 30.0])
@@ -149,8 +175,10 @@ def test_wrong_tensors_are_refused_in_words() -> None:
         case.run(state=DeltaState(conv.bfloat16(), matrix))
     with pytest.raises(ValueError, match="no room for token 21"):
         case.run(keys=case.keys[:, :20])
-    with pytest.raises(ValueError, match="contiguous float32"):
+    with pytest.raises(ValueError, match="contiguous and both float32"):
         case.run(keys=case.keys.transpose(2, 3).contiguous().transpose(2, 3))
+    with pytest.raises(ValueError, match="or both bfloat16"):
+        case.run(keys=case.keys.bfloat16())
     with pytest.raises(ValueError, match="1 to 64"):
         case.run(x=torch.zeros(65, 48))
     with pytest.raises(ValueError, match="state of its own kind"):

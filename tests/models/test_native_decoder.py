@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from superblock.config.model import AttentionConfig, DeltaNetConfig, ModelConfig, MoEConfig
 from superblock.kernels.decode import native
 from superblock.models import language_model, native_decoder
-from superblock.models.cache import Cache, DeltaState
+from superblock.models.cache import Cache, DeltaState, KeyValueState
 from superblock.models.language_model import SuperblockModel, build_model
 
 
@@ -214,6 +214,8 @@ def test_what_cpp_cannot_serve_goes_to_pytorch(calls: list[bool]) -> None:
         assert not asked(made(embedding_dropout=0.5).train())
         assert asked(made(embedding_dropout=0.5))
         with torch.autocast("cpu", torch.bfloat16):
+            assert asked()
+        with torch.autocast("cpu", torch.float16):
             assert not asked()
         seen: list[int] = []
         handle = model.superblocks[0].layers[0].moe.register_forward_hook(lambda *_: seen.append(1))
@@ -224,13 +226,35 @@ def test_what_cpp_cannot_serve_goes_to_pytorch(calls: list[bool]) -> None:
         assert not asked()
 
 
-def test_states_in_bf16_stay_with_pytorch(calls: list[bool]) -> None:
-    model, cache = made(), Cache()
+@pytest.mark.parametrize("begin", [0, 1, 30])
+def test_under_autocast_keys_stay_in_bf16(begin: int, calls: list[bool]) -> None:
+    """C++ is nearer to fp32 than PyTorch under autocast is, alone and in turns with it."""
+    model, ids = made(), tokens(2, 90)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, cache = decoded(model, ids, begin)
+        assert all(calls[bool(begin) :])
+        mixed, _ = decoded(model, ids, begin, lambda t: t % 7 in (2, 3, 6))
+        theirs, _ = decoded(model, ids, begin, lambda t: True)
+    states = [state for state in cache.states.values() if isinstance(state, KeyValueState)]
+    assert states and all(state.keys_BSGK.dtype == state.values_BSGK.dtype == torch.bfloat16 for state in states)
+    with torch.no_grad():
+        exact = model.double()(ids).logits_BTV[:, begin:]
+    assert ours.dtype == torch.float32
+    assert error(ours, exact) < min(0.05, error(theirs.double(), exact))
+    assert error(mixed.double(), exact) < 1.5 * error(theirs.double(), exact)
+
+
+def test_a_cache_read_under_autocast_serves_without_it(calls: list[bool]) -> None:
+    model, ids, cache = made(), tokens(1, 12), Cache()
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
-            model(tokens(1, 5), cache=cache)
-        model(tokens(1, 1), cache=cache)
-    assert calls == [False, False]
+            model(ids[:, :11], cache=cache)
+        saved = copy.deepcopy(cache)
+        ours = model(ids[:, 11:], cache=cache).logits_BTV
+        model.config.gdn.backend = "recurrent"
+        theirs = model(ids[:, 11:], cache=saved).logits_BTV
+    assert calls == [False, True, False]
+    assert error(ours, theirs) < 0.01
 
 
 def test_a_token_beyond_the_table_is_refused() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from superblock.config.model import ModelConfig
 from superblock.kernels import decode
+from superblock.kernels.precision import compute_dtype
 from superblock.models.attention import GroupedQueryAttention
 from superblock.models.batch import ModelOutput
 from superblock.models.cache import Cache, DeltaState, KeyValueState
@@ -33,12 +34,15 @@ _BACKENDS = ("auto", "native")
 def decode_natively(model: nn.Module, ids_BT: Tensor, cache: Cache) -> ModelOutput | None:
     """The output of `SuperblockModel` for one token per sequence, without router statistics; the cache goes on with it.
 
-    None where PyTorch has to serve: several tokens or many sequences, gradients, autocast, dropout, another device or
-    dtype, hooks, modules of another kind, sizes without C++ code, backends that were chosen by name, no compiler.
+    None where PyTorch has to serve: several tokens or many sequences, gradients, dropout, another device or dtype, hooks,
+    modules of another kind, sizes without C++ code, backends that were chosen by name, no compiler. Under autocast to
+    bf16 keys and values are kept in bf16, as PyTorch keeps them there; all else is computed in fp32, and logits are fp32.
     """
     if ids_BT.shape[1] != 1 or not 0 < len(ids_BT) <= MAX_BATCH or ids_BT.device.type != "cpu":
         return None
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return None
     if next(model.parameters()).dtype != torch.float32:  # told from one, before all are gathered anew for every token
         return None
@@ -117,7 +121,7 @@ class _Trunk:
         states = [cache.states[key] for key in self._new_states]
         if not all(map(_usable, states)):
             return None
-        x_BD = F.embedding(ids_B, self.embedding.weight)
+        x_BD = F.embedding(ids_B, self.embedding.weight)  # fp32 under autocast too
         before = [self._before(state, x_BD) for state in states]
         logits_BV, after, counts_LE = self.decoder.step(x_BD, before, cache.length)
         new = iter(after)
@@ -135,14 +139,16 @@ class _Trunk:
             keys, values = state.keys_BSGK, state.values_BSGK
             if keys is None or values is None or keys.shape[1] <= state.length:
                 a = self.config.gqa
-                keys, values = state.make_room(x_BD.new_empty(len(x_BD), 1, a.num_kv_heads, a.head_dim))
+                dtype = compute_dtype(x_BD) if keys is None else keys.dtype
+                like_BTGK = x_BD.new_empty(len(x_BD), 1, a.num_kv_heads, a.head_dim, dtype=dtype)
+                keys, values = state.make_room(like_BTGK)
             return decode.KeyValues(keys, values, state.length)
         if state.conv_BWC is None or state.recurrent_BHKV is None:
             B, c = len(x_BD), self.config.gdn
             channels = 2 * c.num_key_heads * c.key_dim + c.num_value_heads * c.value_dim
             matrix_BHKV = x_BD.new_zeros(B, c.num_value_heads, c.key_dim, c.value_dim)
             return decode.DeltaState(x_BD.new_zeros(B, c.conv_width - 1, channels), matrix_BHKV)
-        return decode.DeltaState(state.conv_BWC, state.recurrent_BHKV)
+        return decode.DeltaState(state.conv_BWC.float(), state.recurrent_BHKV)
 
 
 _TRUNKS: "WeakKeyDictionary[nn.Module, _Trunk]" = WeakKeyDictionary()
@@ -193,16 +199,17 @@ def _experts(moe: MoE) -> decode.Experts:
 
 
 def _usable(state: object) -> bool:
-    """Whether the step can read it: fp32 without a gradient, and buffers in one piece."""
+    """Whether the step can read it: no gradient, fp32 matrices, fp32 or bf16 for the rest, and buffers in one piece."""
     if isinstance(state, DeltaState):
-        return _plain(state.conv_BWC) and _plain(state.recurrent_BHKV)
+        return _plain(state.conv_BWC, decode.KEPT) and _plain(state.recurrent_BHKV)
     if isinstance(state, KeyValueState):
         keys, values = state.keys_BSGK, state.values_BSGK
         if keys is None or values is None:
             return keys is values
-        return _plain(keys) and _plain(values) and keys.is_contiguous() and values.is_contiguous()
+        fits = _plain(keys, decode.KEPT) and _plain(values, (keys.dtype,))
+        return fits and keys.is_contiguous() and values.is_contiguous()
     return False
 
 
-def _plain(t: Tensor | None) -> bool:
-    return t is None or (t.dtype == torch.float32 and not t.requires_grad)
+def _plain(t: Tensor | None, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
+    return t is None or (t.dtype in dtypes and not t.requires_grad)

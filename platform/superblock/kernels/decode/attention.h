@@ -1,5 +1,6 @@
 // Attention of one token over cached keys and values, in pieces of CHUNK tokens that threads share and that are then merged.
-// Pieces have fixed borders, so the result does not depend on the number of threads. Legend: see tables.h; R = Q / G.
+// Pieces have fixed borders, so the result does not depend on the number of threads. Legend: see tables.h; R = Q / G; T is
+// what keys and values are kept in, float or bf16. In long contexts their bytes are what a token costs.
 #pragma once
 #include "products.h"
 #include "tables.h"
@@ -29,14 +30,15 @@ static void position(const float* x, const float* weight, const Sizes& s, const 
 }
 
 // Heads share rows, and read them in pieces: the processor sees no pattern in that, and needs to be told.
-INLINE void fetch(const float* rows, int64_t floats) {
-  for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(rows + i);
+template <class T>
+INLINE void fetch(const T* rows, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(rows + i);
 }
 
 // scores[h, i] = q_h . key_i for up to four keys and H query heads that share a kv head, whose first key is at `keys`.
-template <int H>
-static void score(const float* q, const float* keys, int64_t width, int64_t stride, int64_t count, float* scores) {
-  const float* row[4];
+template <int H, class T>
+static void score(const float* q, const T* keys, int64_t width, int64_t stride, int64_t count, float* scores) {
+  const T* row[4];
   for (int j = 0; j < 4; j++) row[j] = keys + std::min<int64_t>(j, count - 1) * stride;
   V total[H][4] = {};
   for (int64_t k = 0; k < width; k += W) {
@@ -55,8 +57,8 @@ static void score(const float* q, const float* keys, int64_t width, int64_t stri
 }
 
 // o_h += sum_i p_hi value_i, NV vectors wide, for H heads; the outputs are `next` floats apart.
-template <int H, int NV>
-INLINE void gather(const float* p, const float* values, int64_t stride, int64_t count, float* o, int64_t next) {
+template <int H, int NV, class T>
+INLINE void gather(const float* p, const T* values, int64_t stride, int64_t count, float* o, int64_t next) {
   V total[H][NV];
 #pragma GCC unroll 2
   for (int h = 0; h < H; h++)
@@ -74,8 +76,8 @@ INLINE void gather(const float* p, const float* values, int64_t stride, int64_t 
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) store(o + h * next + j * W, total[h][j]);
 }
-template <int H>
-static void gather_heads(const float* p, const float* values, int64_t width, int64_t stride, int64_t count, float* o) {
+template <int H, class T>
+static void gather_heads(const float* p, const T* values, int64_t width, int64_t stride, int64_t count, float* o) {
   int64_t k = 0;
   for (; k + 4 * W <= width; k += 4 * W) gather<H, 4>(p, values + k, stride, count, o + k, width + GROUP);
   for (; k < width; k += W) gather<H, 1>(p, values + k, stride, count, o + k, width + GROUP);
@@ -102,13 +104,19 @@ static void softmax(const Sizes& s, int64_t count, float* scores, float* piece) 
   }
 }
 
+INLINE void keep(const float* from, int64_t count, float* to) { memcpy(to, from, count * 4); }
+INLINE void keep(const float* from, int64_t count, bf16* to) {
+  for (int64_t i = 0; i < count; i += W) store(to + i, load(from + i));
+}
+
 // Piece c of sequence b, all heads. `local` has Q (K + CHUNK) floats.
+template <class T>
 static void attend_piece(const Sizes& s, const Layer& layer, const State& state, const Span& span, const float* projected,
                          const float* turn, int64_t b, int64_t c, float* local, float* piece) {
   const int64_t Q = s.query_heads, G = s.kv_heads, K = s.head_width, R = Q / G, stride = G * K;
   const int64_t pair = R % 2 ? 1 : 2;  // query heads that read a row together
   const float scale = 1.0f / std::sqrt((float)K);
-  float *keys = state.keys + b * state.stride, *values = state.values + b * state.stride;
+  T *keys = (T*)state.keys + b * state.stride, *values = (T*)state.values + b * state.stride;
   float *q = local, *scores = q + Q * K;
   for (int64_t h = 0; h < Q; h++) {
     position(projected + h * K, layer.query_norm, s, turn, q + h * K);
@@ -117,9 +125,11 @@ static void attend_piece(const Sizes& s, const Layer& layer, const State& state,
   int64_t chunk = span.first_chunk + c;
   int64_t begin = std::max(chunk * CHUNK, span.first_key), end = std::min((chunk + 1) * CHUNK, span.end);
   if (end == span.end) {  // the piece with the token itself
-    for (int64_t g = 0; g < G; g++)
-      position(projected + (Q + g) * K, layer.key_norm, s, turn, keys + state.length * stride + g * K);
-    memcpy(values + state.length * stride, projected + (Q + G) * K, stride * 4);
+    for (int64_t g = 0; g < G; g++) {
+      position(projected + (Q + g) * K, layer.key_norm, s, turn, scores);  // which are not needed yet
+      keep(scores, K, keys + state.length * stride + g * K);
+    }
+    keep(projected + (Q + G) * K, stride, values + state.length * stride);
   }
   const int64_t count = end - begin;
   keys += begin * stride, values += begin * stride;
@@ -127,7 +137,7 @@ static void attend_piece(const Sizes& s, const Layer& layer, const State& state,
     fetch(keys + (i + 8) * stride, 4 * stride);
     const int64_t block = std::min<int64_t>(4, count - i);
     for (int64_t h = 0; h < Q; h += pair) {
-      const float* rows = keys + i * stride + h / R * K;
+      const T* rows = keys + i * stride + h / R * K;
       if (pair == 2)
         score<2>(q + h * K, rows, K, stride, block, scores + h * CHUNK + i);
       else
@@ -139,7 +149,8 @@ static void attend_piece(const Sizes& s, const Layer& layer, const State& state,
     fetch(values + (i + BLOCK) * stride, BLOCK * stride);
     const int64_t block = std::min(BLOCK, count - i);
     for (int64_t h = 0; h < Q; h += pair) {
-      const float *p = scores + h * CHUNK + i, *rows = values + i * stride + h / R * K;
+      const float* p = scores + h * CHUNK + i;
+      const T* rows = values + i * stride + h / R * K;
       float* o = piece + h * (K + GROUP) + GROUP;
       if (pair == 2)
         gather_heads<2>(p, rows, K, stride, block, o);

@@ -96,8 +96,9 @@ struct Step {
     const int64_t tasks = s.batch * span.chunks, columns = s.query_heads * s.head_width;
     for (int64_t i = team.begin(tasks); i < team.end(tasks); i++) {
       int64_t b = i / span.chunks, c = i % span.chunks;
-      attend_piece(s, layer, state, span, shared.projected + b * rows, shared.turn, b, c, own.head,
-                   shared.pieces + i * piece_floats(s));
+      auto attend = state.rounded ? attend_piece<bf16> : attend_piece<float>;
+      attend(s, layer, state, span, shared.projected + b * rows, shared.turn, b, c, own.head,
+             shared.pieces + i * piece_floats(s));
     }
     team.wait();
     for (int64_t b = 0; b < s.batch; b++)
@@ -145,19 +146,19 @@ struct Step {
 // Bytes that a step reads.
 int64_t bytes_read(const Sizes& s, const Layer* layers, const State* states) {
   const int64_t busy = std::min(s.experts, s.batch * s.chosen);
-  int64_t floats = s.vocabulary * s.width;
+  int64_t floats = s.vocabulary * s.width, cached = 0;
   for (int64_t l = 0; l < s.layers; l++) {
     const int64_t inner = s.value_heads * s.value_width;
     if (layers[l].attends) {
       const Span span(s, states[l]);
       floats += ((s.gated ? 3 : 2) * s.query_heads + 2 * s.kv_heads) * s.head_width * s.width;
-      floats += 2 * s.batch * (span.end - span.first_key) * s.kv_heads * s.head_width;
+      cached += 2 * s.batch * (span.end - span.first_key) * s.kv_heads * s.head_width * (states[l].rounded ? 2 : 4);
     } else {
       floats += (2 * s.key_heads * s.key_width + 3 * inner) * s.width + 2 * s.batch * inner * s.key_width;
     }
     floats += 3 * (busy * s.expert_width + s.shared_width) * s.width;
   }
-  return 4 * floats;
+  return 4 * floats + cached;
 }
 
 }  // namespace

@@ -28,6 +28,8 @@ from superblock.kernels.native import NativeLibrary
 
 MAX_BATCH = 64
 """Sequences of one call; as in experts.h."""
+KEPT = (torch.float32, torch.bfloat16)
+"""What keys and values may be kept in; everything is computed in fp32."""
 GROUP = 16
 """Every width is a multiple of it; as in products.h."""
 
@@ -88,8 +90,8 @@ class Decoder:
 
         Args:
             x_BD: embedded tokens; overwritten.
-            states: of each layer. Those of the delta rule are left as they are; keys and values are written into their
-                buffers after the first `length`.
+            states: of each layer. Those of the delta rule are left as they are; keys and values, fp32 or bf16, are
+                written into their buffers after the first `length`.
             position: tokens before this one.
 
         Raises:
@@ -150,10 +152,10 @@ def _enter_keys(entry: StateTable, state: KeyValues, sizes: tuple[int, int, int]
         raise ValueError(
             f"keys {tuple(keys.shape)} and values {tuple(values.shape)} have no room for token {length + 1}"
         )
-    for tensor in (keys, values):
-        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            raise ValueError("keys and values must be contiguous float32")
+    if keys.dtype != values.dtype or keys.dtype not in KEPT or not (keys.is_contiguous() and values.is_contiguous()):
+        raise ValueError("keys and values must be contiguous and both float32, or both bfloat16")
     entry.keys, entry.values, entry.stride, entry.length = keys.data_ptr(), values.data_ptr(), keys.stride(0), length
+    entry.rounded = keys.dtype == torch.bfloat16
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

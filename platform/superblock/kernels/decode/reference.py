@@ -76,7 +76,7 @@ def _attention(s: Sizes, w: Attention, h_BD: Tensor, state: KeyValues, position:
     q = turn(heads[:, :, :Q], w.query_norm)
     state.keys_BSGK[:, at : at + 1] = turn(heads[:, :, Q : Q + G], w.key_norm)
     state.values_BSGK[:, at : at + 1] = heads[:, :, Q + G : Q + 2 * G]
-    keys, values = state.keys_BSGK[:, : at + 1], state.values_BSGK[:, : at + 1]
+    keys, values = state.keys_BSGK[:, : at + 1].to(q.dtype), state.values_BSGK[:, : at + 1].to(q.dtype)
     o = eager(q, keys, values, pack=None, window=s.window or None, query_start=at)
     if s.gated:
         o = o * heads[:, :, Q + 2 * G :].sigmoid()

@@ -31,9 +31,10 @@ struct State {
   float* conv_after;
   const float* matrix_before;
   float* matrix_after;
-  // attention: buffers [B, S, G, K] that hold `length` tokens and have room for one more
-  float *keys, *values;
-  int64_t stride, length;
+  // attention: buffers [B, S, G, K] that hold `length` tokens and have room for one more; `stride` is from one sequence to
+  // the next. They hold bf16 if `rounded`, else floats.
+  void *keys, *values;
+  int64_t stride, length, rounded;
 };
 
 // Work shared by `count` threads.

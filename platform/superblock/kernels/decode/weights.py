@@ -133,7 +133,7 @@ class DeltaState(NamedTuple):
 
 
 class KeyValues(NamedTuple):
-    """Of one attention: buffers of which the first `length` tokens are filled, with room for one more."""
+    """Of one attention: buffers of which the first `length` tokens are filled, with room for one more; fp32 or bf16."""
 
     keys_BSGK: Tensor
     values_BSGK: Tensor
@@ -168,5 +168,5 @@ class StateTable(ctypes.Structure):
     _fields_ = [
         *(("conv_before", c_void_p), ("conv_stride", c_int64), ("conv_after", c_void_p)),
         *(("matrix_before", c_void_p), ("matrix_after", c_void_p)),
-        *(("keys", c_void_p), ("values", c_void_p), ("stride", c_int64), ("length", c_int64)),
+        *(("keys", c_void_p), ("values", c_void_p), ("stride", c_int64), ("length", c_int64), ("rounded", c_int64)),
     ]
