@@ -114,12 +114,23 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 
+    from superblock.cli.errors import explain
+    from superblock.cli.overrides import check
+
     command = COMMANDS["run"]
+    check(command, overrides, multirun=False)
     register(command)
     GlobalHydra.instance().clear()
-    with initialize_config_module("superblock.conf", version_base="1.3"):
-        composed = compose("run", overrides=list(overrides))
-    config: RunConfig = configuration(command, composed)
+    try:
+        with initialize_config_module("superblock.conf", version_base="1.3"):
+            composed = compose("run", overrides=list(overrides))
+        config: RunConfig = configuration(command, composed)
+    except ConfigError:
+        raise
+    except Exception as error:  # what Hydra and OmegaConf raise names a key of `run`, whichever command asked
+        if (text := explain(error, command, overrides)) is None:
+            raise
+        raise ConfigError(text) from None
     return config
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from superblock.config.ablation import AblationConfig
 from superblock.config.fields import knob, section
 from superblock.config.stage import ScaleConfig
 from superblock.config.tracking import TrackingConfig
@@ -14,8 +15,8 @@ BENCHMARK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LONGEST_EXPERIMENT_NAME = 36
 PRECISIONS = ("bf16", "fp32")
 PEERS = ("bf16", "fp32", "bf16-eager", "fp32-eager", "bf16-compiled", "fp32-compiled")
-SUITES = ("speed", "growth", "exits")
-EXPERIMENTS = ("growth", "exits")
+SUITES = ("speed", "growth", "exits", "ablation")
+EXPERIMENTS = ("growth", "exits", "ablation")
 """Suites that train models and compare how good they become; several processes may share the runs of one."""
 
 
@@ -115,6 +116,7 @@ class BenchmarkConfig:
     speed: SpeedConfig = section(SpeedConfig, "what suite=speed measures")
     growth: GrowthExperimentConfig = section(GrowthExperimentConfig, "what suite=growth trains")
     exits: ExitsExperimentConfig = section(ExitsExperimentConfig, "what suite=exits trains")
+    ablation: AblationConfig = section(AblationConfig, "what suite=ablation trains")
     scale: ScaleConfig = section(ScaleConfig, "sizes of the models")
     tracking: TrackingConfig = section(TrackingConfig, "MLflow")
     cases: str = knob("*", "names of the cases to run, with * and ?; several separated by |, as in 'part/*|decode/*'")
@@ -123,7 +125,7 @@ class BenchmarkConfig:
     minutes: float = knob(15.0, "no case begins after this time", above=0, maximum=100_000)
     quick: bool = knob(
         False,
-        "a smoke pass: speed with the smallest of each list, at most 128 tokens, 2 samples, no memory; growth and exits with "
+        "a smoke pass: speed with the smallest of each list, at most 128 tokens, 2 samples, no memory; growth, exits and ablation with "
         "2 seeds of a few steps",
     )
     resume: bool = knob(
@@ -149,6 +151,8 @@ class BenchmarkConfig:
             for key, default in (("seed", 1), ("repeats", 5)):
                 if getattr(self, key) != default:
                     yield key, f"has no effect with suite={self.suite.name}; see {self.suite.name}.seeds"
+            if self.suite.name == "ablation" and not (self.ablation.file or self.ablation.arms):
+                yield "ablation.file", "name a sweep file, as in ablation.file=wiring, or arms, as in 'ablation.arms={...}'"
             if len(self.name or "") > LONGEST_EXPERIMENT_NAME:
                 yield "name", f"must have at most {LONGEST_EXPERIMENT_NAME} signs: the names of the runs begin with it"
 

@@ -7,6 +7,7 @@ V vocabulary, S superblocks, E experts, F hidden width of an expert, W taps of t
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from superblock.config.model import AttentionConfig, DeltaNetConfig, ModelConfig, MoEConfig
 
@@ -75,20 +76,26 @@ class Counts:
         """Forward FLOPs of next-token prediction for a token that sees `context` tokens, itself included."""
         return sum(row.flops_at(context) for row in self.rows if not row.head)
 
-    def head_flops_per_token(self, context: float) -> float:
-        """Forward FLOPs that the prediction heads add to a training token on average, once all have begun.
+    def head_flops_per_token(self, context: float, *, depths: bool = True, exits: bool = True) -> float:
+        """FLOPs that the prediction heads add to the forward pass of a training token on average.
 
         The last superblock's head and the early exits whose turn it is see `mtp.token_fraction` of the tokens.
+
+        Args:
+            depths: the multi-token loss has begun.
+            exits: the exits have begun.
         """
         c = self.config
         if not c.mtp.enabled:
             return 0.0
-        unembed = 2 * c.d_model * c.vocab_size
-        last = next(row for row in reversed(self.rows) if row.head and row.parameters and row.flops)
-        flops = last.flops_at(context) / last.copies + c.mtp.depth * unembed
-        depths = c.mtp.depth if c.mtp.exit_mtp else 0
-        learning = max(map(len, c.exit_turns()), default=0)  # turns are of one length
-        flops += learning * (depths * 2 * _mtp_mlp(c)[1] + (1 + depths) * unembed)
+        unembed, flops = 2 * c.d_model * c.vocab_size, 0.0
+        if depths:
+            last = next(row for row in reversed(self.rows) if row.head and row.parameters and row.flops)
+            flops += last.flops_at(context) / last.copies + c.mtp.depth * unembed
+        if exits:
+            further = c.mtp.depth if c.mtp.exit_mtp and depths else 0
+            learning = max(map(len, c.exit_turns()), default=0)  # turns are of one length
+            flops += learning * (further * 2 * _mtp_mlp(c)[1] + (1 + further) * unembed)
         return c.mtp.token_fraction * flops
 
     def training_flops_per_token(self, sequence_length: int | None = None, *, heads: bool = True) -> float:
@@ -96,6 +103,16 @@ class Counts:
         context = mean_context(sequence_length or self.config.max_sequence_length, self.config.gqa.window)
         forward = self.flops_per_token(context) + (self.head_flops_per_token(context) if heads else 0.0)
         return TRAINING_FACTOR * forward
+
+    def mean_training_flops_per_token(self, sequence_length: int | None = None) -> float:
+        """FLOPs of forward and backward per token, averaged over a whole training: heads cost nothing before they begin."""
+        mtp = self.config.mtp
+        context = mean_context(sequence_length or self.config.max_sequence_length, self.config.gqa.window)
+        heads, bounds = 0.0, sorted({0.0, mtp.start, mtp.exits_begin, 1.0})
+        for begin, end in pairwise(bounds):
+            now = self.head_flops_per_token(context, depths=begin >= mtp.start, exits=begin >= mtp.exits_begin)
+            heads += (end - begin) * now
+        return TRAINING_FACTOR * (self.flops_per_token(context) + heads)
 
     def weight_bytes(self, bytes_per_parameter: int = 2) -> int:
         """Bytes of the weights: 2 per parameter in bf16, 4 in fp32."""

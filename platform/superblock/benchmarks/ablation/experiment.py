@@ -37,6 +37,8 @@ class Experiment:
     tables: Callable[[Record], Iterator[tuple[str, Table]]]
     """Titles and tables."""
     panels: Callable[[Record], list[Panel]]
+    stem: str = ""
+    """What the experiment's own name begins with; empty is the suite."""
 
 
 def carry_out(config: BenchmarkConfig, compose: Compose, experiment: Experiment, train: Train | None = None) -> int:
@@ -59,7 +61,7 @@ def carry_out(config: BenchmarkConfig, compose: Compose, experiment: Experiment,
     store_uri(config.tracking)  # raises before anything takes time
     chosen = select(experiment.runs, config.cases)
     code, machine = provenance.code_state(), provenance.hardware()
-    name = config.name or f"{experiment.suite}-{config.scale.name}-{_digest(config, code.commit)}"
+    name = config.name or f"{experiment.stem or experiment.suite}-{config.scale.name}-{_digest(config, code.commit)}"
     file = RecordFile(Path(config.output) / name, experiment.suite)
     settings = {key: value for key, value in asdict(config).items() if key not in (*NOT_RECORDED, *_other(config))}
     fresh = Record(experiment.suite, name, benchmark_fingerprint(config), settings)

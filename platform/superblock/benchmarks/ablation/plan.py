@@ -44,6 +44,8 @@ class Run:
     """Runs whose results `late_words` needs."""
     late_words: Callable[[Entries], Sequence[str]] | None = field(default=None, compare=False)
     """What of the arm follows from earlier results."""
+    stage: str | None = None
+    """Whose depth it has, unless the words say otherwise; None is the stage of that many superblocks."""
 
     @property
     def name(self) -> str:
@@ -69,7 +71,7 @@ class Run:
         late = self.late_words(entries) if self.late_words else ()
         parent = self.parent and entries[self.parent]["run"]
         return [
-            f"stage={STAGES[self.superblocks]}", *common, *self.words, *late, f"trainer.budget={self.steps}steps",
+            f"stage={self.stage or STAGES[self.superblocks]}", *common, *self.words, *late, f"trainer.budget={self.steps}steps",
             f"seed={self.seed}", f"parent={parent or 'none'}", f"name={self.folder(experiment)}",
         ]  # fmt: skip
 
