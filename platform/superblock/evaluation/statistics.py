@@ -29,6 +29,20 @@ class Interval:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}], n = {self.n}"
 
 
+def t_quantile(share: float, freedom: int) -> float:
+    """The value below which `share` of Student's t distribution with so many degrees of freedom lies."""
+    from scipy.special import stdtrit  # half a second, which only those who ask pay
+
+    return float(stdtrit(freedom, share))
+
+
+def t_tail(t: float, freedom: int) -> float:
+    """The share of Student's t distribution above `t`."""
+    from scipy.special import stdtr
+
+    return float(stdtr(freedom, -t))
+
+
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Student's t interval of the mean of independent values.
 
@@ -40,9 +54,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     mean = fmean(values)
     if len(values) == 1:
         return Interval(mean, -math.inf, math.inf, 1)
-    from scipy.stats import t  # half a second, which only those who ask pay
-
-    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    half = t_quantile((1 + confidence) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half, len(values))
 
 
@@ -68,9 +80,25 @@ def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float:
     error = stdev(differences) / math.sqrt(len(differences))
     if not error:
         return 0.0 if mean else 1.0
-    from scipy.stats import t
+    return 2 * t_tail(abs(mean) / error, len(differences) - 1)
 
-    return float(2 * t.sf(abs(mean) / error, len(differences) - 1))
+
+def values_needed(spread: float, margin: float, confidence: float = 0.95, most: int = 1000) -> int | None:
+    """How many values of that deviation have a t interval narrower than `margin` on each side.
+
+    Args:
+        spread: deviation of single values.
+        margin: half the width that is wanted.
+        confidence: of the interval.
+        most: where to stop.
+
+    Returns:
+        The smallest number, at least 2; None if `most` do not suffice.
+    """
+    share = (1 + confidence) / 2
+    if margin <= 0 or t_quantile(share, most - 1) * spread > margin * math.sqrt(most):
+        return None
+    return next(n for n in range(2, most + 1) if t_quantile(share, n - 1) * spread <= margin * math.sqrt(n))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

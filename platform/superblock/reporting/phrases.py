@@ -1,0 +1,40 @@
+"""Changes in words, for comparisons and histories alike."""
+
+import math
+from datetime import UTC, datetime
+
+from superblock.reporting.metrics import Metric
+
+
+def percent(relative: float, metric: Metric, *, sign: bool = True) -> str:
+    """`+1.24 %` for quality, `-5.3 %` for speed and memory."""
+    digits = 2 if metric.kind == "quality" else 1
+    text = f"{100 * relative:{'+' if sign else ''}.{digits}f} %"
+    return text if text.strip("+-0. %") else f"{0:.{digits}f} %"
+
+
+def share(effect: float) -> str:
+    """`5 %`, a minimum effect."""
+    return f"{100 * effect:g} %"
+
+
+def is_worse(relative: float, metric: Metric) -> bool:
+    """Whether a change of this sign is for the worse."""
+    return (relative > 0) == (metric.better == "lower")
+
+
+def change_words(relative: float, low: float | None, high: float | None, metric: Metric) -> str:
+    """`+1.24 % (+0.98 % to +1.50 %)`; arguments as `after / before - 1`."""
+    if low is None or high is None:
+        return percent(relative, metric)
+    return f"{percent(relative, metric)} ({percent(low, metric)} to {percent(high, metric)})"
+
+
+def bounded(logarithm: float) -> float | None:
+    """The relative change of a difference of logarithms; None for an unbounded one."""
+    return math.expm1(logarithm) if math.isfinite(logarithm) else None
+
+
+def date(seconds: float) -> str:
+    """Day of a time since 1970, UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
