@@ -69,12 +69,14 @@ def test_every_token_is_in_the_slice_that_counting_by_hand_puts_it(corpus: Corpu
                 assert batch.labels_BT[row, t] == part.tokens[token]
                 here = token - 1  # what is read there: its document reaches back to its mark or the sequence's begin
                 context = here - max(part.doc_starts[document[here]], here // T * T) + 1
-                stretch = next(n for n, end in zip(stretch_names(layout.ends_P), layout.ends_P) if context <= end)
+                stretch = next(
+                    n for n, end in zip(stretch_names(layout.ends_P), layout.ends_P, strict=True) if context <= end
+                )
                 package = part.group_names[part.groups[document[token]]]
                 rank = int(scores.rank_BT[row, t])
                 values = [float(scores.nll_BT[row, t]), 1, corpus.token_bytes[part.tokens[token]], rank < 1, rank < 5]
                 entry = by_hand.setdefault((package, stretch), [0.0] * len(SUMS))
-                by_hand[package, stretch] = [a + float(b) for a, b in zip(entry, values)]
+                by_hand[package, stretch] = [a + float(b) for a, b in zip(entry, values, strict=True)]
     assert token == len(part) - 1
     for group in np.unique(layout.group_U):
         for p, stretch in enumerate(stretch_names(layout.ends_P)):

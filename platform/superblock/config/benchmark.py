@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from superblock.config.ablation import AblationConfig
 from superblock.config.fields import knob, section
+from superblock.config.finished import HarnessConfig, LanguageConfig
 from superblock.config.stage import ScaleConfig
 from superblock.config.tracking import TrackingConfig
 
@@ -15,9 +16,11 @@ BENCHMARK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LONGEST_EXPERIMENT_NAME = 36
 PRECISIONS = ("bf16", "fp32")
 PEERS = ("bf16", "fp32", "bf16-eager", "fp32-eager", "bf16-compiled", "fp32-compiled")
-SUITES = ("speed", "growth", "exits", "ablation")
+SUITES = ("speed", "growth", "exits", "ablation", "language", "harness")
 EXPERIMENTS = ("growth", "exits", "ablation")
 """Suites that train models and compare how good they become; several processes may share the runs of one."""
+OF_FINISHED_RUNS = ("language", "harness")
+"""Suites that look at models that are trained already."""
 
 
 @dataclass
@@ -117,6 +120,8 @@ class BenchmarkConfig:
     growth: GrowthExperimentConfig = section(GrowthExperimentConfig, "what suite=growth trains")
     exits: ExitsExperimentConfig = section(ExitsExperimentConfig, "what suite=exits trains")
     ablation: AblationConfig = section(AblationConfig, "what suite=ablation trains")
+    language: LanguageConfig = section(LanguageConfig, "what suite=language measures")
+    harness: HarnessConfig = section(HarnessConfig, "what suite=harness measures")
     scale: ScaleConfig = section(ScaleConfig, "sizes of the models")
     tracking: TrackingConfig = section(TrackingConfig, "MLflow")
     cases: str = knob("*", "names of the cases to run, with * and ?; several separated by |, as in 'part/*|decode/*'")
@@ -145,6 +150,11 @@ class BenchmarkConfig:
             yield "cases", "must name at least one case; '*' is all of them"
         if self.resume and self.name is not None:
             yield "name", "has no effect with resume=true, which continues the newest"
+        if self.suite.name in OF_FINISHED_RUNS:
+            unused = {"cases": "*", "repeats": 5, "quick": False, "resume": False, "seed": 1}
+            for key, default in unused.items():
+                if getattr(self, key) != default:
+                    yield key, f"has no effect with suite={self.suite.name}; see the keys of {self.suite.name}"
         if self.suite.name in EXPERIMENTS:
             if self.resume:
                 yield "resume", f"is not needed: suite={self.suite.name} always goes on with what is there"
@@ -152,7 +162,10 @@ class BenchmarkConfig:
                 if getattr(self, key) != default:
                     yield key, f"has no effect with suite={self.suite.name}; see {self.suite.name}.seeds"
             if self.suite.name == "ablation" and not (self.ablation.file or self.ablation.arms):
-                yield "ablation.file", "name a sweep file, as in ablation.file=wiring, or arms, as in 'ablation.arms={...}'"
+                yield (
+                    "ablation.file",
+                    "name a sweep file, as in ablation.file=wiring, or arms, as in 'ablation.arms={...}'",
+                )
             if len(self.name or "") > LONGEST_EXPERIMENT_NAME:
                 yield "name", f"must have at most {LONGEST_EXPERIMENT_NAME} signs: the names of the runs begin with it"
 

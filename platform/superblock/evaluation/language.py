@@ -158,7 +158,7 @@ def _packages(sums_UPK: Sums, layout: Layout, names: tuple[str, ...]) -> list[di
 def _slice(sums_NK: Sums, name: str) -> dict[str, Any]:
     total_K = sums_NK.sum(axis=0)
     tokens, size = int(total_K[TOKENS]), int(total_K[BYTES])
-    found = {"name": name, "bits_per_byte": None, "low": None, "high": None, "accuracy": None, "accuracy_top5": None,
+    found: dict[str, Any] = {"name": name, "bits_per_byte": None, "low": None, "high": None, "accuracy": None, "accuracy_top5": None,
              "tokens": tokens, "bytes": size}  # fmt: skip
     if tokens and size:
         interval = _interval(merged(sums_NK), bits)

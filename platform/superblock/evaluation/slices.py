@@ -70,6 +70,9 @@ class SlicedScores(Metric):
 
     full_state_update = False
     sums: Tensor
+    begins: Tensor
+    ends: Tensor
+    token_bytes: Tensor
 
     def __init__(self, layout: Layout, token_bytes_V: NDArray[np.int64], **kwargs: Any) -> None:
         super().__init__(**kwargs)
