@@ -63,6 +63,7 @@ class RecordFile:
 
     folder: Path
     suite: str
+    kind: type[Record] = Record
 
     @property
     def path(self) -> Path:
@@ -78,7 +79,7 @@ class RecordFile:
         if not data and not self.path.exists():
             return None
         try:
-            return Record(**data) if data.get("schema") == SCHEMA else _refuse(self.path)
+            return self.kind(**data) if data.get("schema") == self.kind.schema else _refuse(self.path)
         except TypeError:
             return _refuse(self.path)
 

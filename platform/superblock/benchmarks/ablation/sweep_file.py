@@ -82,10 +82,11 @@ class Reader:
         """The keys that the file gives."""
         content = self._load(text)
         known = {key: content[key] for key in self._keys(content, KEYS, "")}
-        for key, kind in (("reference", str), ("scale", str), ("budget", str)):
-            if key in known and not isinstance(known[key], kind):
+        for key in ("reference", "scale", "budget"):
+            if key in known and not isinstance(known[key], str):
                 self.refuse(key, known[key], "must be a text")
-        for key, kind, example in (("stages", str, "[mvp1]"), ("seeds", int, "[1, 2, 3]")):
+        lists: dict[str, tuple[type, str]] = {"stages": (str, "[mvp1]"), "seeds": (int, "[1, 2, 3]")}
+        for key, (kind, example) in lists.items():
             if key in known and not self._list_of(known[key], kind):
                 self.refuse(key, known[key], f"must be a list such as {example}, with nothing twice")
         share = known.get("parent_share", 0.4)
@@ -146,7 +147,7 @@ class Reader:
 
     def _load(self, text: str) -> Mapping[str, Any]:
         try:
-            content = yaml.load(text, Loader=_NoTwins)  # noqa: S506  (a SafeLoader)
+            content = yaml.load(text, Loader=_NoTwins)
         except ConfigError as error:
             raise ConfigError(f"{self.source}: {error}") from None
         except yaml.YAMLError as error:

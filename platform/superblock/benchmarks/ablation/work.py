@@ -1,4 +1,4 @@
-"""Does the runs of an experiment, each once: alone or beside other processes with the same command."""
+"""How a run of an experiment is trained, and what is kept of it."""
 
 import shutil
 import time
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from superblock.benchmarks.ablation.plan import Compose, Run
-from superblock.benchmarks.ablation.record import Record, RecordFile, finish
+from superblock.benchmarks.ablation.record import Record, RecordFile
 from superblock.benchmarks.ablation.screen import Lines
+from superblock.benchmarks.ablation.sharing import PAUSE, Sharing
 from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig
 from superblock.config.tracking import TrackingConfig
@@ -20,17 +21,14 @@ from superblock.tracking.runs import read_run, runs_root
 
 Train = Callable[..., RunSummary | None]
 """`training.loop.train`."""
-PAUSE = 2.0
-"""Seconds between two looks for work while other processes do the rest."""
 
 
 @dataclass
-class Worker:
-    """This process's part in an experiment."""
+class Worker(Sharing[Run]):
+    """Trains this process's part of an experiment's runs."""
 
     file: RecordFile
     runs: Sequence[Run]
-    """All that are to be done, in the order in which they are worth doing."""
     common: Sequence[str]
     compose: Compose
     train: Train
@@ -39,63 +37,13 @@ class Worker:
     code: Code
     machine: str
     conclude: Callable[[Record], None]
-    """Brings the record's results up to date after a run."""
     minutes: float = float("inf")
-    """No run begins after this time."""
     pause: float = PAUSE
     needed: frozenset[str] = frozenset()
     """Runs whose checkpoints others begin from."""
-    _began: float = field(default_factory=time.time)
-    _mine: int = 0
+    began: float = field(default_factory=time.time)
 
-    def work(self) -> Record:
-        """Until every run is recorded, has failed, or waits for one that has; or until the time is up."""
-        waiting = False
-        while True:
-            record = self.file.update(finish)
-            open_runs = self._open(record)
-            if not open_runs or time.time() - self._began > 60 * self.minutes:
-                return record
-            ready = [run for run in open_runs if set(run.needs) <= set(record.runs)]
-            if any(self._take(run) for run in ready):
-                waiting = False
-                continue
-            if not waiting:
-                self.lines.waiting(len(open_runs))
-            waiting = True
-            time.sleep(self.pause)
-
-    def _open(self, record: Record) -> list[Run]:
-        """What can still be done since this process started: a failure of an earlier start is tried once more."""
-        lost = {name for name, failure in record.failed.items() if failure["time"] > self._began}
-        for run in self.runs:  # a run stands behind those it needs
-            if set(run.needs) & lost:
-                lost.add(run.name)
-        return [run for run in self.runs if run.name not in record.runs and run.name not in lost]
-
-    def _take(self, run: Run) -> bool:
-        """Does a run unless another process has it or has just done it."""
-        with self.file.claimed(run.name) as mine:
-            if not mine:
-                return False
-            record = self.file.read()
-            assert record is not None
-            if run not in self._open(record):
-                return True
-            self.lines.begin(run)
-            try:
-                entry = self._do(run, record)
-            except Exception as error:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-                record = self.file.update(lambda record: self._note_failure(record, run, reason))
-                self.lines.failed(run, reason, record)
-                return True
-            record = self.file.update(lambda record: self._note(record, run, entry))
-            self._mine += 1
-            self.lines.done(run, entry, record)
-            return True
-
-    def _do(self, run: Run, record: Record) -> dict[str, Any]:
+    def do(self, run: Run, record: Record) -> dict[str, Any]:
         """Trains; the entry of the record."""
         words = run.command_line(record.name, self.common, record.runs)
         config = self.compose(words)
@@ -125,16 +73,6 @@ class Worker:
             summary = self.train(config, tags=tags)
         assert summary is not None
         return summary
-
-    def _note(self, record: Record, run: Run, entry: dict[str, Any]) -> None:
-        record.runs[run.name] = entry
-        record.failed.pop(run.name, None)
-        finish(record)
-        self.conclude(record)
-
-    def _note_failure(self, record: Record, run: Run, reason: str) -> None:
-        record.failed[run.name] = {"time": time.time(), "reason": reason}
-        self.conclude(record)
 
 
 def entry_of(run: Run, summary: RunSummary) -> dict[str, Any]:
