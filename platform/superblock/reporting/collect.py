@@ -17,7 +17,7 @@ DAY = 86400.0
 NAMED = 6
 """Runs named in one line; of more the number is given."""
 UNFINISHED = {
-    "RUNNING": "still running", INTERRUPTED: "interrupted", "FAILED": "failed", "KILLED": "stopped", "SCHEDULED": "not begun",
+    "RUNNING": "Still running", INTERRUPTED: "Interrupted", "FAILED": "Failed", "KILLED": "Stopped", "SCHEDULED": "Not begun",
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def _chosen(told: Iterable[Told], select: SelectConfig, problems: list[str]) -> 
     found = [(run, one) for run, one in found if _asked(run, asked, newest)]
     for status in dict.fromkeys(run.status for run, _ in found if run.status != "FINISHED"):
         names = [run.name for run, _ in found if run.status == status]
-        problems.append(f"{UNFINISHED.get(status, status.lower())}, so not counted: {_names(names)}")
+        problems.append(f"{UNFINISHED.get(status, status)}, so not counted: {_names(names)}")
     counted = [(run, one) for run, one in found if run.status == "FINISHED"]
     problems += [doubt for _, one in counted for doubt in doubts(one)]
     return tuple(run for run, _ in counted)

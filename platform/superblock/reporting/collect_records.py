@@ -31,7 +31,7 @@ def read_records(places: Sequence[str], problem: Problem) -> tuple[RecordFacts, 
                 newest[key] = record
     for record in newest.values():
         if record.content.get("status") == "partial":
-            problem(f"the record {record.name} of suite={record.suite} is not finished")
+            problem(f"The record {record.name} of suite={record.suite} is not finished")
     return tuple(sorted(newest.values(), key=lambda one: (one.started, one.suite, one.name)))
 
 

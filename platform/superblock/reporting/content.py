@@ -192,6 +192,8 @@ class Group:
     statements: tuple[Statement, ...] = ()
     sample: str | None = None
     """What the first seed's model wrote."""
+    configuration: str = ""
+    """Eight hex digits of the settings that its runs share."""
 
 
 @dataclass(frozen=True)

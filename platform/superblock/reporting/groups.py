@@ -1,0 +1,173 @@
+"""What the runs of a group show together: means over seeds with intervals, and what hangs on them."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from superblock.evaluation.statistics import t_interval
+from superblock.reporting.content import (
+    ExitPoint,
+    ExpertLoad,
+    Group,
+    Measure,
+    Predicted,
+    SeedValue,
+    Sliced,
+    Statement,
+)
+from superblock.reporting.curves import learning_curves
+from superblock.reporting.facts import RunFacts
+from superblock.reporting.metrics import EXPERTS, METRICS
+from superblock.reporting.selection import Chosen
+
+MEASURED = {
+    "bits_per_byte": "test/bits_per_byte", "minutes": "run/minutes", "minutes_in_all": "run/minutes_in_all",
+    "memory_bytes": "run/memory_bytes",
+}  # fmt: skip
+"""What a prediction's names are called as results."""
+TIMES = ("minutes", "minutes_in_all")
+REFERENCE = "reference/"
+MOST_PACKAGES = 40
+Value = Callable[[RunFacts], float | None]
+
+
+def make_group(chosen: Chosen) -> Group:
+    """The group as a report shows it."""
+    runs = chosen.runs
+    first, machines = runs[0], {run.machine for run in runs}
+    machine = first.machine if len(machines) == 1 else None
+    return Group(
+        key=chosen.key, stage=first.stage, scale=first.scale, arm=first.arm,
+        superblocks=next((run.superblocks for run in runs if run.superblocks), None),
+        parameters=_whole(runs, "model/parameters"), active_parameters=_whole(runs, "model/active_parameters"),
+        training_tokens=_mean(runs, "lineage/tokens"), flops=_mean(runs, "lineage/flops"), data_digest=first.data_digest,
+        machine=machine, runs=tuple(run.name for run in runs), measures=_measures(runs, machine), references=_references(runs),
+        predicted=tuple(_predicted(runs, machine)), curves=tuple(learning_curves(runs)), exits=tuple(_exits(runs, machine)),
+        experts=tuple(_experts(runs)), positions=_sliced(runs, "positions", "beyond"),
+        packages=_sliced(runs, "packages")[:MOST_PACKAGES],
+        statements=tuple(_statement(run, one) for run in runs for one in run.statements),
+        sample=next((run.samples for run in runs if run.samples), None), configuration=chosen.configuration,
+    )  # fmt: skip
+
+
+def measure(values: Iterable[SeedValue]) -> Measure | None:
+    """A mean with its interval; None without a value."""
+    found = tuple(sorted(values, key=lambda one: (one.seed, one.run)))
+    if not found:
+        return None
+    interval = t_interval([one.value for one in found])
+    bounded = math.isfinite(interval.low)
+    return Measure(found, interval.mean, interval.low if bounded else None, interval.high if bounded else None)
+
+
+def over(runs: Sequence[RunFacts], value: Value) -> Measure | None:
+    """A number of every run that has it."""
+    known = [(run, value(run)) for run in runs]
+    return measure(SeedValue(run.seed, number, run.name) for run, number in known if number is not None)
+
+
+def _result(name: str) -> Value:
+    return lambda run: run.results.get(name)
+
+
+def _measures(runs: Sequence[RunFacts], machine: str | None) -> dict[str, Measure]:
+    """Speeds only where all runs had one machine."""
+    names = [name for name, metric in METRICS.items() if machine is not None or metric.kind != "speed"]
+    found = {name: over(runs, _result(name)) for name in names}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _references(runs: Sequence[RunFacts]) -> dict[str, float]:
+    """They are the text's, so that any run's will do."""
+    found: dict[str, float] = {}
+    for run in runs:
+        for name, value in run.results.items():
+            if name.startswith(REFERENCE):
+                found.setdefault(name.removeprefix(REFERENCE), value)
+    return found
+
+
+def _predicted(runs: Sequence[RunFacts], machine: str | None) -> Iterator[Predicted]:
+    for name, result in MEASURED.items():
+        if machine is None and name in TIMES:
+            continue
+        pairs = [
+            (run.prediction[name], run.results[result])
+            for run in runs
+            if name in run.prediction and result in run.results
+        ]
+        if pairs:
+            value, low, high = (fmean(one[bound] for one, _ in pairs) for bound in ("value", "low", "high"))
+            inside = sum(one["low"] <= came <= one["high"] for one, came in pairs)
+            yield Predicted(name, value, low, high, fmean(came for _, came in pairs), inside, len(pairs))
+
+
+def _exits(runs: Sequence[RunFacts], machine: str | None) -> Iterator[ExitPoint]:
+    def at(name: str, depth: int) -> Measure | None:
+        points = [(run, run.curves[f"exits/{name}"]) for run in runs if f"exits/{name}" in run.curves]
+        known = ((run, dict(zip(one.steps, one.values, strict=True))) for run, one in points)
+        return measure(SeedValue(run.seed, values[depth], run.name) for run, values in known if depth in values)
+
+    depths = {step for run in runs if (one := run.curves.get("exits/bits_per_byte")) for step in one.steps}
+    for depth in sorted(depths):
+        if (quality := at("bits_per_byte", depth)) is not None:
+            speed = at("tokens_per_second", depth) if machine is not None else None
+            yield ExitPoint(depth, quality, speed, at("trained", depth))
+
+
+def _experts(runs: Sequence[RunFacts]) -> Iterator[ExpertLoad]:
+    """Means over seeds of what was recorded last."""
+    layers: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        for name, value in run.results.items():
+            if known := EXPERTS.fullmatch(name):
+                layers[int(known[1])][known[2]].append(value)
+    for layer, values in sorted(layers.items()):
+        if all(values[name] for name in ("load_entropy", "min_load", "dead_experts")):
+            yield ExpertLoad(layer, *(fmean(values[name]) for name in ("load_entropy", "min_load", "dead_experts")))
+
+
+def _sliced(runs: Sequence[RunFacts], *parts: str) -> tuple[Sliced, ...]:
+    """Parts of the text in the order of the first run that has them, which is that of the context or of size."""
+    rows: dict[str, list[tuple[RunFacts, Mapping[str, Any], float | None]]] = defaultdict(list)
+    for run in runs:
+        for part in parts:
+            known = [one for one in run.language.get(part) or () if _number(one, "bits_per_byte") is not None]
+            total = sum(one.get("bytes") or 0 for one in known)
+            for one in known:
+                rows[str(one["name"])].append((run, one, (one.get("bytes") or 0) / total if total else None))
+    found = []
+    for name, entries in rows.items():
+        quality, accuracy = (_of(entries, key) for key in ("bits_per_byte", "accuracy"))
+        shares = [share for _, _, share in entries if share is not None]
+        assert quality is not None
+        found.append(Sliced(name, quality, accuracy, fmean(shares) if shares else None))
+    return tuple(found)
+
+
+def _of(entries: Iterable[tuple[RunFacts, Mapping[str, Any], object]], key: str) -> Measure | None:
+    known = ((run, _number(one, key)) for run, one, _ in entries)
+    return measure(SeedValue(run.seed, value, run.name) for run, value in known if value is not None)
+
+
+def _number(one: Mapping[str, Any], key: str) -> float | None:
+    value = one.get(key)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _statement(run: RunFacts, one: Mapping[str, Any]) -> Statement:
+    kind = "claim" if one.get("kind") == "claim" else "gate"
+    words = {key: str(one.get(key, "")) for key in ("name", "verdict", "measured", "asked", "because")}
+    return Statement(run.name, run.seed, kind=kind, **words)  # type: ignore[arg-type]
+
+
+def _whole(runs: Sequence[RunFacts], name: str) -> int | None:
+    value = _mean(runs, name)
+    return None if value is None else round(value)
+
+
+def _mean(runs: Sequence[RunFacts], name: str) -> float | None:
+    known = [run.results[name] for run in runs if name in run.results]
+    return fmean(known) if known else None
