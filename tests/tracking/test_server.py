@@ -21,7 +21,7 @@ import pytest
 from superblock.config.fields import ConfigError
 from superblock.config.tracking import TrackingConfig
 from superblock.tracking.run import Tracker
-from superblock.tracking.server import comparison_url, serve, server_command
+from superblock.tracking.server import comparison_url, serve, server_command, server_environment
 from superblock.tracking.store import open_store
 
 
@@ -39,8 +39,10 @@ def test_comparison_url() -> None:
 
 
 def test_server_is_lean_and_local(tmp_path: Path) -> None:
-    command = " ".join(server_command(tmp_path / "mlflow.db", 5001))
-    assert "--workers 1" in command and "--host 127.0.0.1" in command and f"sqlite:///{tmp_path}/mlflow.db" in command
+    command = " ".join(server_command(tmp_path / "runs", 5001))
+    assert "--workers 1" in command and "--host 127.0.0.1" in command and f"file://{tmp_path}/runs" in command
+    environment = server_environment("postgresql://anna:secret@h/runs")
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == "postgresql://anna:secret@h/runs" and "secret" not in command
 
 
 def test_nothing_recorded_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +67,8 @@ class Known(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = json.dumps({"experiment": {"experiment_id": "42"}}).encode()
-        self.send_response(200 if "experiment_name=superblock" in self.path else 404)
+        known = "experiment_name=superblock" in self.path
+        self.send_response(200 if known else 404)
         self.end_headers()
         self.wfile.write(body)
 
@@ -79,10 +82,11 @@ def test_address_of_a_server() -> None:
     lines: list[str] = []
     uri = f"http://127.0.0.1:{server.server_port}"
     assert serve(TrackingConfig(store="server", uri=uri), lines.append) == 0
-    assert lines[-1].startswith(f"{uri}/#/experiments/42/runs?")
+    assert lines[-1].startswith(f"compare runs at {uri}/#/experiments/42/runs?searchFilter=")
+    assert "MLflow of unknown version: saved comparisons are known to work with 3.17" in lines[-2]
     assert serve(TrackingConfig(store="server", uri=uri, experiment="other"), lines.append) == 0
     server.shutdown()
-    assert lines[-1] == f"{uri}/#/experiments"
+    assert lines[-1] == f"compare runs at {uri}/#/experiments"
 
 
 def test_server_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +107,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), H).serve_forever()
 
 
 def test_ctrl_c_ends_the_server(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = lambda database, port: [sys.executable, "-c", HEALTHY, str(port)]  # noqa: E731
+    command = lambda artifacts, port: [sys.executable, "-c", HEALTHY, str(port)]  # noqa: E731
     monkeypatch.setattr("superblock.tracking.server.server_command", command)
     open_store(f"sqlite:///{workplace}/mlflow.db", "superblock")
     lines: list[str] = []
@@ -172,8 +176,8 @@ def test_delivery_through_a_real_server(start: Callable[..., Tracker], config, w
     tracker.metrics({"train/loss": 1.0}, 1)
     time.sleep(1)
     server = subprocess.Popen(
-        server_command(workplace / "mlflow.db", port),
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        server_command(workplace / "runs" / "artifacts", port),
+        env=server_environment(f"sqlite:///{workplace}/mlflow.db"),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     family: list[psutil.Process] = []

@@ -56,6 +56,8 @@ class Perplexity(EvaluationCallback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         pl_module.val_bits_per_byte = self.results["val/bits_per_byte"]  # what checkpoints are ranked by
+        if trainer.is_global_zero:  # recorded at the same steps, so that charts can show quality over tokens
+            pl_module.tracker.metrics({"val/tokens": float(pl_module.tokens_seen)}, step=pl_module.step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         for name, loss in pl_module.last_losses.items():

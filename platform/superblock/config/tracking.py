@@ -12,10 +12,13 @@ class TrackingConfig:
 
     store: str = knob(
         "sqlite",
-        "sqlite: a file in this folder; server: an MLflow server; none: the spool alone",
-        choices=("sqlite", "server", "none"),
+        "sqlite: a file in this folder; postgresql: a database server; server: an MLflow server; none: the spool alone",
+        choices=("sqlite", "postgresql", "server", "none"),
     )
-    uri: str | None = knob(None, "tracking=server: address of the server; tracking=sqlite: another database file's URI")
+    uri: str | None = knob(
+        None,
+        "tracking=server, postgresql: address of the server or database; tracking=sqlite: another database file's URI",
+    )
     experiment: str = knob("superblock", "MLflow experiment")
     arm: str = knob("default", "tag that names the arm of a comparison")
     flush_seconds: float = knob(10.0, "seconds between two deliveries to MLflow", above=0, maximum=3600)
@@ -28,3 +31,5 @@ class TrackingConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.store == "server" and not self.uri:
             yield "uri", "tracking=server needs tracking.uri=http://host:port"
+        if self.store == "postgresql" and not self.uri:
+            yield "uri", "tracking=postgresql needs tracking.uri=postgresql://user@host:port/database"

@@ -21,7 +21,8 @@ from superblock.tracking.store import without_password
 
 IDENTITY_FILE = "run.json"
 STATUS_FILE = "status.json"
-STAGE_COLORS = {"mvp1": "#4c78a8", "mvp2": "#f58518", "mvp3": "#54a24b", "mvp4": "#b279a2"}
+STAGE_COLORS = {"mvp1": "#2272b4", "mvp2": "#c82d4c", "mvp3": "#277c43", "mvp4": "#be501e"}
+"""Those in which MLflow draws runs that are grouped by `stage`, which cannot be set: single runs and groups look alike."""
 NOT_COMPARED = (
     "tracking.", "name", "resume", "output", "minutes", "stage.", "scale.", "data.cache_dir", "data.workers", "trainer.progress",
     "trainer.keep_last", "trainer.log_every", "trainer.checkpoint_every", "evaluation.samples", "evaluation.sample_tokens",
@@ -69,7 +70,7 @@ def identity_tags(config: Recorded, suite: str) -> dict[str, str]:
         "suite": suite,
         "host": socket.gethostname(),
         "mlflow.runColor": stage_color(known.get("stage", suite)),
-        "mlflow.user": _user(),
+        "mlflow.user": user(),
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": command_line(),
     }
@@ -145,7 +146,8 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _user() -> str:
+def user() -> str:
+    """Who is at work."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without an entry in the password file

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from superblock.tracking.spool import MAX_TAG, clean_key, cut
 from superblock.tracking.store import (
     PRIMARY_METRIC,
-    database_path,
+    is_database,
     open_store,
     prepare_environment,
     reason_of,
@@ -73,7 +73,7 @@ def register(release: Release, *, uri: str, experiment: str) -> int:
         if version is None:
             logged = _log_model(client, experiment_id, release, tags)
             # a local registry would look the id up in MLflow's global store
-            source = logged.artifact_location if database_path(uri) else f"models:/{logged.model_id}"
+            source = logged.artifact_location if is_database(uri) else f"models:/{logged.model_id}"
             made = client.create_model_version(
                 release.model, source, release.run_id, tags, description=release.description, model_id=logged.model_id
             )

@@ -22,7 +22,16 @@ import psutil
 
 from superblock.config.fields import ConfigError
 from superblock.config.tracking import TrackingConfig
-from superblock.tracking.store import artifact_folder, database_path, find_experiment, store_uri, without_password
+from superblock.tracking import views
+from superblock.tracking.publish import publish
+from superblock.tracking.store import (
+    artifact_folder,
+    database_path,
+    find_experiment,
+    is_database,
+    store_uri,
+    without_password,
+)
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 180.0  # seconds
@@ -43,16 +52,16 @@ def serve(config: TrackingConfig, report: Report = print) -> int:
         raise ConfigError(
             "tracking=none: keeps no MLflow store, so there is nothing to show; use tracking=sqlite or server"
         )
-    database = database_path(uri)
-    if database is None:
-        report(comparison_url(without_password(uri) or uri, _remote_experiment(uri, config.experiment)))
+    if not is_database(uri):
+        _say_where(uri, _remote_experiment(uri, config.experiment), report)
         return 0
-    if not database.exists():
+    database = database_path(uri)
+    if database and not database.exists():
         raise ConfigError(
             f"tracking.uri={uri}: nothing is recorded there yet; run `python -m platform.run stage=mvp1` first"
         )
     _require_free_port(config.port)
-    return _serve_database(database, config, report)
+    return _serve_database(uri, config, report)
 
 
 def comparison_url(base: str, experiment_id: str | None) -> str:
@@ -69,22 +78,30 @@ def comparison_url(base: str, experiment_id: str | None) -> str:
     return f"{base}/#/experiments/{quote(experiment_id)}/runs?{urlencode(query)}"
 
 
-def server_command(database: Path, port: int) -> list[str]:
-    """The command line of the server."""
-    artifacts = artifact_folder(database).as_uri()
-    store = ["--backend-store-uri", f"sqlite:///{database.as_posix()}", "--default-artifact-root", artifacts]
-    place = ["--artifacts-destination", artifacts, "--host", HOST, "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "server", *store, *place]
+def server_command(artifacts: Path, port: int) -> list[str]:
+    """The command line of the server; which store it serves is in its environment."""
+    place = ["--default-artifact-root", artifacts.as_uri(), "--artifacts-destination", artifacts.as_uri()]
+    return [sys.executable, "-m", "mlflow", "server", *place, "--host", HOST, "--port", str(port), "--workers", "1"]
 
 
-def _serve_database(database: Path, config: TrackingConfig, report: Report) -> int:
-    log = artifact_folder(database).parent / "ui.log"
+def server_environment(uri: str) -> dict[str, str]:
+    """The address of the store, which every user could read on the command line, and what makes the server lean."""
+    return os.environ | {
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+
+
+def _serve_database(uri: str, config: TrackingConfig, report: Report) -> int:
+    database = database_path(uri)
+    artifacts = artifact_folder(database)
+    log = artifacts.parent / "ui.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    report(f"starting MLflow on {database}, about 10 s")
+    report(f"starting MLflow on {database or without_password(uri)}, about 10 s")
     with open(log, "wb") as output:
         server = subprocess.Popen(
-            server_command(database, config.port), env=environment, stdout=output, stderr=subprocess.STDOUT,
+            server_command(artifacts, config.port), env=server_environment(uri), stdout=output, stderr=subprocess.STDOUT,
             cwd=log.parent, start_new_session=True,  # Ctrl-C reaches us alone, and we end all of its processes
         )  # fmt: skip
     previous = signal.signal(signal.SIGTERM, _interrupt)
@@ -93,7 +110,10 @@ def _serve_database(database: Path, config: TrackingConfig, report: Report) -> i
             report(f"the server did not start; its last words ({log}):\n{_tail(log)}")
             return 1
         base = f"http://{HOST}:{config.port}"
-        report(f"compare runs at {comparison_url(base, find_experiment(database, config.experiment))}")
+        known = (
+            find_experiment(database, config.experiment) if database else _remote_experiment(base, config.experiment)
+        )
+        _say_where(base, known, report)
         report("Ctrl-C ends the server")
         server.wait()
         report(f"the server ended by itself; its last words ({log}):\n{_tail(log)}")
@@ -104,6 +124,20 @@ def _serve_database(database: Path, config: TrackingConfig, report: Report) -> i
     finally:
         signal.signal(signal.SIGTERM, previous)
         _end(server)
+
+
+def _say_where(base: str, experiment_id: str | None, report: Report) -> None:
+    """Shows the saved comparisons, or where all runs are if there are none."""
+    shown = without_password(base) or base
+    plain = comparison_url(shown, experiment_id)
+    found = publish(base, experiment_id, report) if experiment_id else []
+    if not found:
+        report(f"compare runs at {plain}")
+        return
+    (name, link), *others = [(view.name, views.address(shown, str(experiment_id), view)) for view in found]
+    report(f"compare runs at {link}\n  {name}")
+    for name, link in [*others, ("all runs, MLflow's own charts", plain)]:
+        report(f"{link}\n  {name}")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

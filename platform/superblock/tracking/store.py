@@ -6,8 +6,10 @@
 import logging
 import os
 import re
+import socket
 import sqlite3
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -19,6 +21,8 @@ from superblock.tracking.spool import cut
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+POSTGRESQL = {"postgresql": "psycopg", "postgresql+psycopg": "psycopg", "postgresql+psycopg2": "psycopg2"}
+"""Addresses of a PostgreSQL database, and the package each needs."""
 PRIMARY_METRIC = "test/bits_per_byte"
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
@@ -58,10 +62,27 @@ def store_uri(config: TrackingConfig, folder: Path | None = None) -> str | None:
                 f"tracking.uri={config.uri}: tracking=server needs an address such as http://127.0.0.1:5000"
             )
         return config.uri.rstrip("/")
+    if config.store == "postgresql":
+        return _postgresql_uri(config.uri)
     text = config.uri or "sqlite:///mlflow.db"
     if not text.startswith("sqlite:///") or text == "sqlite:///":
         raise ConfigError(f"tracking.uri={text}: tracking=sqlite needs a file such as sqlite:///mlflow.db")
     return f"sqlite:///{((folder or Path.cwd()) / text.removeprefix('sqlite:///')).resolve().as_posix()}"
+
+
+def _postgresql_uri(uri: str | None) -> str:
+    if not uri or urlsplit(uri).scheme not in POSTGRESQL or not urlsplit(uri).path.strip("/"):
+        shown = without_password(uri)
+        raise ConfigError(f"tracking.uri={shown}: tracking=postgresql needs postgresql://user@host:port/database")
+    driver = POSTGRESQL[urlsplit(uri).scheme]
+    if find_spec(driver) is None:
+        raise ConfigError(f"tracking=postgresql: needs the package {driver}; python -m pip install -e '.[postgres]'")
+    return uri
+
+
+def is_database(uri: str) -> bool:
+    """Whether MLflow works on the tables itself; else it asks a server."""
+    return urlsplit(uri).scheme in ("sqlite", *POSTGRESQL)
 
 
 def database_path(uri: str) -> Path | None:
@@ -69,9 +90,12 @@ def database_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
-def artifact_folder(database: Path) -> Path:
-    """Where the artifacts of a local store go. Never `mlruns`, which MLflow takes for a store of an older kind."""
-    return database.parent / "runs" / "artifacts"
+def artifact_folder(database: Path | None) -> Path:
+    """Where artifacts go when no server takes them: beside the database's file, else below the current folder.
+
+    Never `mlruns`, which MLflow takes for a store of an older kind.
+    """
+    return (database.parent if database else Path.cwd()) / "runs" / "artifacts"
 
 
 def without_password(uri: str | None) -> str | None:
@@ -118,16 +142,28 @@ def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
     from filelock import FileLock
     from mlflow import MlflowClient
 
-    database = database_path(uri)
-    if database is None:
+    if not is_database(uri):
         client = MlflowClient(tracking_uri=uri)
         return client, _experiment_id(client, experiment, None)
+    require_answer(uri)
+    database = database_path(uri)
     artifacts = artifact_folder(database)
     artifacts.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(artifacts.parent / f".{database.name}.lock", timeout=120):
+    with FileLock(artifacts.parent / f".{database.name if database else 'database'}.lock", timeout=120):
         _create_tables(uri, artifacts)
         client = MlflowClient(tracking_uri=uri)
         return client, _experiment_id(client, experiment, artifacts.as_uri())
+
+
+def require_answer(uri: str) -> None:
+    """Asks a database's host for a connection: MLflow itself would try for an hour before it says that there is none.
+
+    Raises:
+        OSError: if nobody answers there within 5 s.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme in POSTGRESQL and parts.hostname:
+        socket.create_connection((parts.hostname, parts.port or 5432), timeout=5).close()
 
 
 def _create_tables(uri: str, artifacts: Path) -> None:

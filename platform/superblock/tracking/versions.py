@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from superblock.tracking.store import database_path, prepare_environment, reason_of, without_password
+from superblock.tracking.store import (
+    database_path,
+    is_database,
+    prepare_environment,
+    reason_of,
+    require_answer,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,7 +70,7 @@ def read_versions(uri: str) -> list[Version]:
     """
     database = database_path(uri)
     if database is None:
-        found = _from_server(uri)
+        found = _from_client(uri)
     else:
         found = _from_database(database) if database.exists() else []
     return sorted(found, key=lambda one: (one.created, one.version), reverse=True)
@@ -93,17 +100,22 @@ def _from_database(database: Path) -> list[Version]:
     ]  # fmt: skip
 
 
-def _from_server(uri: str) -> list[Version]:
+def _from_client(uri: str) -> list[Version]:
+    """Through MLflow: from a server, or from the tables of a database that has no file here."""
     prepare_environment()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     try:
+        require_answer(uri)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         found = [version for model in _models(client) for version in _versions(client, *model)]
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         raise StoreAway(f"{without_password(uri)} does not answer ({reason_of(error)})") from error
-    return found
+    if is_database(uri):
+        return found
+    # beyond the user's machine, files are fetched through the server
+    return [replace(one, location=f"models:/{one.model}/{one.version}") for one in found]
 
 
 def _models(client: "MlflowClient") -> list[tuple[str, dict[str, str]]]:
@@ -127,5 +139,4 @@ def _versions(client: "MlflowClient", model: str, aliases: dict[str, str]) -> li
             created = (one.creation_timestamp or 0) / 1000
             found.append(Version(model, number, one.run_id, created, one.source or "", names, dict(one.tags or {})))
         if not (token := page.token):
-            # beyond the user's machine, files are fetched through the server
-            return [replace(one, location=f"models:/{model}/{one.version}") for one in found]
+            return found

@@ -17,7 +17,7 @@ from superblock.config.tracking import TrackingConfig
 from superblock.tracking.files import read_json
 from superblock.tracking.registry import fetch
 from superblock.tracking.runs import list_runs, read_run, runs_root
-from superblock.tracking.store import store_uri
+from superblock.tracking.store import store_uri, without_password
 from superblock.tracking.versions import PROMOTED, StoreAway, Version, alias_of_seed, read_versions
 from superblock.training.manifest import COPIES, LINEAGE, checkpoints_folder, load_progress, verify
 
@@ -206,5 +206,5 @@ def _known(versions: list[Version], tracking: TrackingConfig) -> str:
     names = [f"{one.model}@{alias}" for one in versions for alias in one.aliases]
     if names:
         return f"promoted are {', '.join(names[:8])}"
-    place = "promotion.json of any run" if tracking.store == "none" else store_uri(tracking)
+    place = "promotion.json of any run" if tracking.store == "none" else without_password(store_uri(tracking))
     return f"nothing is promoted in {place}\na stage is promoted when it has passed its gates: python -m platform.run stage=all"
