@@ -1,0 +1,190 @@
+"""Gates and claims, what the models wrote, and where every number comes from."""
+
+from superblock.reporting.content import Group, Report, Source, Statement
+from superblock.reporting.pages.blocks import (
+    Block,
+    Cell,
+    Column,
+    Fold,
+    Missing,
+    Points,
+    Section,
+    Table,
+    Verbatim,
+    Words,
+)
+from superblock.reporting.pages.cells import looks, name_cell, plural, verdict
+from superblock.reporting.pages.escaping import anchor
+from superblock.reporting.pages.numbers import moment
+
+SERVER = "http://127.0.0.1:5000"
+"""Where `ui` serves, unless it was told otherwise."""
+GOOD = ("passed", "held")
+
+
+def gates(report: Report) -> Section:
+    """A compact matrix, failures spelled out, and everything in full."""
+    title = "Gates and claims"
+    lead = (
+        "A gate is a property that a sound training has; a model that fails one is not promoted. A claim is a hypothesis: "
+        "measured, reported, and never in the way."
+    )
+    groups = [group for group in report.groups if group.statements]
+    if not groups:
+        text = "No run of this report was held to its gates. A stage's run measures them at its end:"
+        return Section("gates", title, lead, (Missing(text, "python -m platform.run stage=mvp1"),))
+    blocks: list[Block] = []
+    for kind, caption in (("gate", "Gates: seeds that passed"), ("claim", "Claims: seeds whose measurement held")):
+        table = _matrix(report, groups, kind, caption)
+        if table:
+            blocks.append(table)
+    failed = [one for group in groups for one in group.statements if one.kind == "gate" and one.verdict not in GOOD]
+    if failed:
+        blocks.append(Points(tuple(_sentence(one) for one in failed), "bad"))
+    else:
+        blocks.append(Words("Every gate of every run was passed."))
+    open_claims = [
+        one for group in groups for one in group.statements if one.kind == "claim" and one.verdict not in GOOD
+    ]
+    if open_claims:
+        blocks.append(Points(tuple(_sentence(one) for one in open_claims), "unsure"))
+    blocks.append(Fold("Every gate and claim as measured", (_full(report, groups),)))
+    return Section("gates", title, lead, tuple(blocks))
+
+
+def _sentence(one: Statement) -> str:
+    sign = verdict(one.verdict).text
+    return (
+        f"{sign}: {one.kind} `{one.name}` of {one.run}: measured {one.measured}; asked for {one.asked}. {one.because}"
+    )
+
+
+def _matrix(report: Report, groups: list[Group], kind: str, caption: str) -> Table | None:
+    look = looks(report)
+    names = list(dict.fromkeys(one.name for group in groups for one in group.statements if one.kind == kind))
+    if not names:
+        return None
+    rows = []
+    for group in groups:
+        cells = [_share([one for one in group.statements if (one.name, one.kind) == (name, kind)]) for name in names]
+        rows.append((name_cell(look[group.key].name, group.runs), *cells))
+    columns = (Column("stage", "name"), *(Column(name.replace("_", " "), "words") for name in names))
+    return Table(caption, columns, tuple(rows))
+
+
+def _share(statements: list[Statement]) -> Cell:
+    """Sign, passed of all; `not asked` where the stage has no such gate."""
+    if not statements:
+        return Cell(text="not asked", tone="muted")
+    good = sum(one.verdict in GOOD for one in statements)
+    runs = tuple(one.run for one in statements)
+    words = (
+        ""
+        if good == len(statements)
+        else ", ".join(dict.fromkeys(one.verdict for one in statements if one.verdict not in GOOD))
+    )
+    bad = any(one.verdict == "failed" for one in statements)
+    sign, tone = ("✓", "good") if good == len(statements) else ("✗", "bad") if bad else ("~", "unsure")
+    return Cell(
+        text=f"{sign} {good} of {len(statements)}", sort=good / len(statements), note=words, runs=runs, tone=tone
+    )  # type: ignore[arg-type]
+
+
+def _full(report: Report, groups: list[Group]) -> Table:
+    look = looks(report)
+    columns = (
+        Column("stage", "name"), Column("seed"), Column("what", "words"), Column("verdict", "words"), Column("measured", "words"),
+        Column("asked", "words"), Column("because", "words"),
+    )  # fmt: skip
+    rows = tuple(
+        (
+            name_cell(look[group.key].name, (one.run,)),
+            Cell(text=str(one.seed), sort=one.seed, runs=(one.run,)),
+            Cell(text=one.name.replace("_", " "), note=one.kind),
+            verdict(one.verdict),
+            Cell(text=one.measured),
+            Cell(text=one.asked),
+            Cell(text=one.because),
+        )
+        for group in groups
+        for one in group.statements
+    )
+    return Table("Every gate and claim", columns, rows)
+
+
+def samples(report: Report) -> Section:
+    """What the models write, as it is."""
+    lead = "What the first seed's model of each stage wrote, unedited; nothing here is a measurement."
+    written = [group for group in report.groups if group.sample]
+    if not written:
+        return Section(
+            "samples", "Text samples", lead, (Missing("No run wrote samples.", "python -m platform.generate run=mvp1"),)
+        )
+    look = looks(report)
+    folds = tuple(
+        Fold(
+            f"{look[group.key].name}, run {group.runs[0] if group.runs else 'unknown'}", (Verbatim(group.sample or ""),)
+        )
+        for group in written
+    )
+    return Section("samples", "Text samples", lead, folds)
+
+
+def sources(report: Report) -> Section:
+    """How to get each number again."""
+    title = "How to reproduce each number"
+    lead = (
+        "Check out the commit, install with `constraints.txt`, and run the command; the text has to have the same digest, "
+        f"and speeds compare on the same machine only. Addresses of MLflow lead to {SERVER}, while `python -m platform.ui` runs."
+    )
+    if not report.sources:
+        text = "This report knows of no run and no record, so it has no number to reproduce."
+        return Section("sources", title, lead, (Missing(text, "python -m platform.run stage=mvp1"),))
+    columns = (
+        Column("run or record", "name"), Column("command", "words"), Column("commit", "words"), Column("configuration", "words"),
+        Column("text", "words"), Column("hardware", "words"), Column("started", "words"), Column("MLflow", "words"),
+    )  # fmt: skip
+    rows = tuple(_source(one) for one in report.sources)
+    return Section("sources", title, lead, (Table(plural(len(rows), "source"), columns, rows),))
+
+
+def _source(one: Source) -> tuple[Cell, ...]:
+    dirty = Cell(
+        text=one.commit[:12] or "unknown",
+        code=True,
+        note="with uncommitted changes" if one.dirty else "",
+        tone="unsure",
+    )
+    clean = Cell(text=one.commit[:12] or "unknown", code=True, tone="" if one.commit else "unsure")
+    return (
+        Cell(text=one.name, note=one.kind, anchor=anchor(one.name)),
+        Cell(text=one.command or "unknown", code=True),
+        dirty if one.dirty else clean,
+        Cell(text=one.fingerprint or "unknown", code=True),
+        Cell(text=one.data_digest[:16] or "none", code=True),
+        Cell(text=one.hardware or "unknown", note=one.machine),
+        Cell(text=moment(one.started), sort=one.started),
+        _mlflow(one.mlflow),
+    )
+
+
+def _mlflow(path: str | None) -> Cell:
+    """A link into the store's pages; an address that is none of MLflow's stays text."""
+    if not path:
+        return Cell(text="not recorded there", tone="muted")
+    if path.startswith("/#/"):
+        return Cell(text="open the run", link=SERVER + path, note=path)
+    return Cell(text=path, code=True)
+
+
+def problems(report: Report) -> Section:
+    """What is missing and what went wrong, or that nothing did."""
+    lead = "What a reader may look for and does not find, and what could not be read."
+    blocks: list[Block] = []
+    if report.missing:
+        blocks.append(Points(report.missing, "unsure"))
+    if report.problems:
+        blocks += [Words("Problems while this report was made:"), Points(report.problems, "bad")]
+    if not blocks:
+        blocks.append(Words("Nothing is missing, and everything could be read."))
+    return Section("missing", "Missing data and problems", lead, tuple(blocks))

@@ -1,0 +1,69 @@
+"""Ablations: arms of an experiment beside each other, paired by seed."""
+
+from superblock.reporting.content import AblationRow, Report
+from superblock.reporting.pages import charts
+from superblock.reporting.pages.blocks import Block, Cell, Column, Missing, Picture, Section, Table
+from superblock.reporting.pages.cells import name_cell, plural
+from superblock.reporting.pages.numbers import fixed, interval, metric_title, probability
+from superblock.reporting.pages.pictures import COLOURS
+
+GREY = "#7d8590"
+
+
+def ablations(report: Report) -> Section:
+    """A forest plot and a table for each experiment."""
+    title = "Ablations"
+    lead = (
+        "Differences between two arms of an experiment at an equal budget of FLOPs, paired by seed, with 95 % intervals; "
+        "p values are Holm's. An interval that does not touch zero is a difference."
+    )
+    if not report.ablations:
+        text = "No ablation is among the records."
+        return Section("ablations", title, lead, (Missing(text, "python -m platform.benchmark suite=growth"),))
+    blocks: list[Block] = []
+    kinds = dict.fromkeys((row.experiment, row.metric) for row in report.ablations)
+    for place, (experiment, metric) in enumerate(kinds):
+        rows = [row for row in report.ablations if (row.experiment, row.metric) == (experiment, metric)]
+        blocks += [_picture(experiment, metric, rows, place), _table(experiment, metric, rows)]
+    return Section("ablations", title, lead, tuple(blocks))
+
+
+def _sure(row: AblationRow) -> bool:
+    return row.low is not None and row.high is not None and row.low * row.high > 0
+
+
+def _picture(experiment: str, metric: str, rows: list[AblationRow], place: int) -> Picture:
+    bars = [charts.Bar(row.comparison, row.mean, row.low, row.high, COLOURS[0] if _sure(row) else GREY) for row in rows]
+    words = "; ".join(
+        f"{row.comparison} {fixed(row.mean, 4, sign=True)} {interval(row.low, row.high, 4, sign=True)}".strip()
+        for row in rows
+    )
+    what = metric_title(metric)
+    return Picture(
+        f"ablation-{place + 1}",
+        lambda: charts.intervals(bars, f"difference in {what}"),
+        f"{experiment}: differences in {what}. Blue where the interval leaves zero out, grey where it does not.",
+        f"{experiment}, differences in {what}. {words}.",
+    )
+
+
+def _table(experiment: str, metric: str, rows: list[AblationRow]) -> Table:
+    columns = (
+        Column("comparison", "name"), Column("difference"), Column("p, corrected"), Column("seeds"), Column("in words", "words"),
+    )  # fmt: skip
+    lines = tuple(
+        (
+            name_cell(row.comparison, (row.record,)),
+            Cell(
+                text=fixed(row.mean, 4, sign=True),
+                sort=row.mean,
+                note=interval(row.low, row.high, 4, sign=True),
+                runs=(row.record,),
+            ),
+            Cell(text=probability(row.p_adjusted), sort=row.p_adjusted),
+            Cell(text=str(row.seeds), sort=row.seeds),
+            Cell(text=row.words),
+        )
+        for row in rows
+    )
+    return Table(f"{experiment}: {metric_title(metric)}, {plural(len(rows), 'comparison')}", columns, lines)
