@@ -76,7 +76,9 @@ def missing(groups: Mapping[str, Group], facts: Facts, select: SelectConfig) -> 
     yield from _seeds_missing(groups, select)
     for group in groups.values():
         yield from _of_group(group)
-    if unread := [key for key, group in groups.items() if "test/bits_per_byte" in group.measures and not group.positions]:
+    if unread := [
+        key for key, group in groups.items() if "test/bits_per_byte" in group.measures and not group.positions
+    ]:
         yield f"{', '.join(unread)}: quality by context and by package: python -m platform.benchmark suite=language"
     there = {record.suite for record in facts.records}
     for suite, words in SUITES.items():
@@ -101,7 +103,11 @@ def _seeds_missing(groups: Mapping[str, Group], select: SelectConfig) -> Iterato
 
 
 def _of_group(group: Group) -> Iterator[str]:
-    tested = {one.run for one in group.measures["test/bits_per_byte"].values} if "test/bits_per_byte" in group.measures else set()
+    tested = (
+        {one.run for one in group.measures["test/bits_per_byte"].values}
+        if "test/bits_per_byte" in group.measures
+        else set()
+    )
     if untested := [run for run in group.runs if run not in tested]:
         yield f"{group.key}: no test of {_some(untested)}; it comes with a training with evaluation.test=true"
     if not group.statements:

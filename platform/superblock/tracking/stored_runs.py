@@ -74,7 +74,8 @@ def run_store(uri: str, experiment: str) -> RunStore:
         raise StoreAway(f"{database.name} is not there")
     store = DatabaseStore(database, experiment)
     try:
-        store.probe()
+        if not store.empty():
+            store.probe()
     except sqlite3.OperationalError:
         return ClientStore(uri, experiment)
     except sqlite3.Error as error:
@@ -89,6 +90,11 @@ class DatabaseStore:
     database: Path
     experiment: str
 
+    def empty(self) -> bool:
+        """Whether the file exists and its tables do not yet; MLflow's client would make them."""
+        with closing(self._open()) as connection:
+            return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+
     def probe(self) -> None:
         """Asks for every column that is read later, of no row.
 
@@ -101,6 +107,8 @@ class DatabaseStore:
             connection.execute(f"{_HISTORY} LIMIT 0", ("", ""))
 
     def runs(self) -> list[StoredRun]:
+        if self.empty():
+            return []
         with closing(self._open()) as connection:
             rows = connection.execute(_RUNS, (self.experiment,)).fetchall()
             tags, params = (self._tables(connection, statement) for statement in (_TAGS, _PARAMS))
