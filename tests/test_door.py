@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("run", "generate", "plan", "benchmark", "ui")
+COMMANDS = ("run", "generate", "plan", "benchmark", "report", "ui")
 
 
 def python(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -65,7 +65,7 @@ def test_python_m_platform_still_says_what_it_said(
     runpy.run_path(str(root / "platform" / "__main__.py"), run_name="__main__")
     out, err = capsys.readouterr()
     assert out.strip() == standard.platform(aliased=True)
-    assert "platform.{run,generate,plan,benchmark,ui}" in err
+    assert "platform.{run,generate,plan,benchmark,report,ui}" in err
 
 
 def test_every_command_has_a_file_and_every_file_a_command(root: Path) -> None:

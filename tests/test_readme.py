@@ -43,6 +43,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ("superblock.generation.command", "generate"),
         ("superblock.planning.plan", "show"),
         ("superblock.benchmarks.command", "benchmark"),
+        ("superblock.reporting.command", "run"),
         ("superblock.tracking.server", "serve"),
     ):
         stand_in = ModuleType(module)

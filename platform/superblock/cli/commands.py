@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from superblock.config.benchmark import BenchmarkConfig
+from superblock.config.report import ReportConfig
 from superblock.config.run import GenerateConfig, PlanConfig, RunConfig, UiConfig
 
 STAGE_GROUP = "stage"
@@ -81,6 +82,23 @@ COMMANDS = {
                 ),
                 ("suite=exits", "which training of the exits is best, about 25 minutes of one core"),
                 ("'speed.peers=[bf16,fp32,bf16-compiled]' cases='train/*'", "against torch.compile too"),
+            ),
+        ),
+        Command(
+            "report",
+            ReportConfig,
+            "write down what was run and how it compares, now or on a schedule",
+            (
+                ("", "every finished run of the newest scale, below reports/"),
+                ("select.scale=mini 'select.stages=[mvp1,mvp2]'", "some runs"),
+                ("pin=true", "the baseline that later reports are compared with"),
+                ("fail_on=regression", "status 3 if something became worse; for a job that watches"),
+                ("'schedule.cron=0 6 * * 1'", "write a timer for Mondays at six, and say how it is installed"),
+                (
+                    "'schedule.cron=0 6 * * 1' schedule.install=true 'schedule.before=stage=mvp1 scale=mini seed=1,2,3'",
+                    "install it, with a training before each report",
+                ),
+                ("schedule.remove=true", "remove it"),
             ),
         ),
         Command(

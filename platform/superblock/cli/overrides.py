@@ -11,8 +11,9 @@ from hydra.errors import HydraException
 from superblock.cli.commands import ALL_STAGES, COMMANDS, STAGE_GROUP, Command, groups, options, sections
 from superblock.config.fields import ConfigError, FieldDoc, closest, document
 
-FREE_TEXT = ("prompt", "stop")
-"""Keys whose value is taken as it was typed: Hydra would trim the space that ends `prompt="def "` and parse brackets."""
+FREE_TEXT = ("prompt", "stop", "schedule.cron", "schedule.before")
+"""Keys whose value is taken as it was typed: Hydra would trim the space that ends `prompt="def "`, parse brackets, and take
+the commas of `schedule.cron=0 6 1,15 * *` for a sweep."""
 
 MULTIRUN = {"--multirun", "-m"}
 

@@ -8,6 +8,7 @@ from superblock.config.fields import knob, section
 from superblock.config.tracking import TrackingConfig
 
 REPORT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+RESERVED_NAMES = ("latest", "schedule", "auto", "none", "index.html", "baseline.json")
 
 
 @dataclass
@@ -29,7 +30,8 @@ class ScheduleConfig:
     """Repeating the report by the system's own means."""
 
     cron: str | None = knob(
-        None, "when, as five fields of cron, such as '0 6 * * 1' for Mondays at six; null makes one report now"
+        None,
+        "when, as five fields of cron, such as '0 6 * * 1' for Mondays at six, or @daily; null makes one report now",
     )
     kind: str = knob(
         "auto",
@@ -38,6 +40,11 @@ class ScheduleConfig:
     )
     install: bool = knob(False, "install it; false only writes the files and says how")
     remove: bool = knob(False, "remove what was installed under this name")
+    due: bool = knob(
+        False,
+        "what the crontab line calls: report only if a time of cron has passed since the last report under this name, once "
+        "however many were missed",
+    )
     name: str = knob("superblock-report", "name of the timer or of the crontab line")
     before: str | None = knob(
         None,
@@ -50,6 +57,13 @@ class ScheduleConfig:
             yield "name", "must be letters, digits, '.', '_' and '-', at most 64, not starting with a sign"
         if self.install and self.remove:
             yield "remove", "cannot be set together with install"
+        if self.due and (self.install or self.remove):
+            yield "due", "is for the report itself; leave it out to install or remove"
+        for name in ("install", "due"):
+            if getattr(self, name) and self.cron is None:
+                yield name, "needs to know when; set schedule.cron, for example 'schedule.cron=0 6 * * 1'"
+        if self.before is not None and not self.before.strip():
+            yield "before", "must be settings of `run`, such as 'stage=mvp1 seed=1,2,3', or null"
 
 
 @dataclass
@@ -84,5 +98,9 @@ class ReportConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.name is not None and not re.fullmatch(REPORT_NAME, self.name):
             yield "name", "must be letters, digits, '.', '_' and '-', at most 64, not starting with a sign"
+        if self.name in RESERVED_NAMES:
+            yield "name", f"is taken: {', '.join(RESERVED_NAMES)} have a meaning of their own below output"
         if not self.output.strip():
             yield "output", "must name a folder"
+        if self.pin and self.schedule.cron is not None:
+            yield "pin", "cannot be scheduled: every report would be its own baseline; pin one by hand"

@@ -1,0 +1,87 @@
+"""The report as a run of its own in MLflow: tags to find it by, its pages as artifacts; each report once."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from superblock.config.tracking import TrackingConfig
+from superblock.reporting.content import Report
+from superblock.tracking.files import read_json, write_json
+from superblock.tracking.identity import stage_color, user
+from superblock.tracking.provenance import command_line
+from superblock.tracking.spool import MAX_TAG, cut
+from superblock.tracking.store import open_store, reason_of, store_uri, without_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ARTIFACTS = ("index.html", "report.md", "report.json")
+DIGEST_TAG = "report.digest"
+NOTE_FILE = ".recorded.json"
+"""Beside the reports: what is in which store already, so that MLflow need not be asked again."""
+
+
+def record(report: Report, folder: Path, config: TrackingConfig, *, say: Callable[[str], None]) -> None:
+    """Records a report, unless the same one is recorded already. A store that does not answer costs a line, no more.
+
+    Args:
+        report: the report.
+        folder: its pages.
+        config: which store.
+        say: shows a line.
+
+    Raises:
+        ConfigError: if `tracking.uri` cannot be an address.
+    """
+    uri = store_uri(config)
+    if uri is None:
+        return
+    pages = [folder / name for name in ARTIFACTS if (folder / name).is_file()]
+    digest = sha256(b"".join(page.read_bytes() for page in pages)).hexdigest()[:16]
+    note, place = folder.parent / NOTE_FILE, f"{without_password(uri)} {config.experiment}"
+    if read_json(note).get(report.name) == {"digest": digest, "place": place}:
+        return
+    try:
+        client, experiment_id = open_store(uri, config.experiment)
+        _record_once(client, experiment_id, report, pages, digest)
+    except Exception as error:  # whatever MLflow, its database or the network raises
+        say(f"not recorded in MLflow: {without_password(uri)}: {reason_of(error)}; the next report tries again")
+        return
+    with suppress(OSError):
+        write_json(note, {**read_json(note), report.name: {"digest": digest, "place": place}})
+    say(f"recorded in MLflow: run {report.name} of experiment {config.experiment}")
+
+
+def tags(report: Report, digest: str) -> dict[str, str]:
+    """What the run is found and shown by."""
+    return {
+        "suite": "report",
+        "verdict": report.verdict,
+        "report.name": report.name,
+        "report.baseline": report.baseline or "none",
+        DIGEST_TAG: digest,
+        "mlflow.runColor": stage_color("report"),
+        "mlflow.user": user(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": cut(command_line(), MAX_TAG),
+    }
+
+
+def _record_once(client: "MlflowClient", experiment_id: str, report: Report, pages: list[Path], digest: str) -> None:
+    """Goes on with a run that an interrupted process left, and makes none where one is whole."""
+    found = client.search_runs([experiment_id], f"tags.`{DIGEST_TAG}` = '{digest}'", max_results=1)
+    if found and found[0].info.status == "FINISHED":
+        return
+    if found:
+        run_id = found[0].info.run_id
+    else:
+        known = tags(report, digest)
+        run_id = client.create_run(experiment_id, int(time.time() * 1000), known, run_name=report.name).info.run_id
+    for page in pages:
+        client.log_artifact(run_id, str(page))
+        if page.suffix == ".md":
+            client.set_tag(run_id, "mlflow.note.content", cut(page.read_text(encoding="utf-8"), MAX_TAG))
+    client.set_terminated(run_id, "FINISHED")
