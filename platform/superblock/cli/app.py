@@ -79,13 +79,11 @@ def is_first_process() -> bool:
 def compose(command: Command) -> list[tuple[str, Any]]:
     """What Hydra makes of `sys.argv`: the overrides and the configuration of each job.
 
-    There is none where Hydra was asked for something else: `--cfg`, `--info` or completion. `sys.argv` is left as it was
-    typed, since it is recorded and shown.
+    There is none where Hydra was asked for something else: `--cfg`, `--info` or completion.
     """
-    import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    from superblock.cli.overrides import every_stage, flag_first, literal
+    from superblock.cli.overrides import every_stage
 
     jobs: list[tuple[str, Any]] = []
 
@@ -93,16 +91,28 @@ def compose(command: Command) -> list[tuple[str, Any]]:
         jobs.append((" ".join(HydraConfig.get().overrides.task), composed))
 
     typed = sys.argv[1:]
-    words = every_stage(typed) if command.name == "run" else typed
+    run_hydra(command, keep, every_stage(typed) if command.name == "run" else typed)
+    return jobs
+
+
+def run_hydra(command: Command, task: Callable[[Any], Any], words: Sequence[str]) -> None:
+    """Has Hydra call `task` with what it composes of these words, once per job.
+
+    `sys.argv` is left as it was typed, since it is recorded and shown.
+    """
+    import hydra
+
+    from superblock.cli.overrides import flag_first, literal
+
+    typed = sys.argv[1:]
     sys.argv[1:] = [literal(word) for word in flag_first(words)]
     try:
         _check(command, _arguments())
         register(command)
         with _plain_errors():
-            hydra.main(version_base="1.3", config_path="pkg://superblock.conf", config_name=command.name)(keep)()
+            hydra.main(version_base="1.3", config_path="pkg://superblock.conf", config_name=command.name)(task)()
     finally:
         sys.argv[1:] = typed
-    return jobs
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:

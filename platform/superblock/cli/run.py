@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from superblock.cli import search
 from superblock.cli.app import Job, compose_run, launch_all, say
 from superblock.cli.commands import STAGE_GROUP
 from superblock.config.fields import ConfigError
@@ -14,7 +15,10 @@ from superblock.config.run import RunConfig
 
 
 def main() -> None:
-    launch_all("run", run)
+    if search.is_search(sys.argv[1:]):
+        search.main()
+    else:
+        launch_all("run", run)
 
 
 def run(jobs: list[Job]) -> None:
