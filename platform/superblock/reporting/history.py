@@ -1,14 +1,10 @@
 """How the compared numbers of a group went over time, and whether the latest state is worse.
 
-A series holds runs of one scale, stage, arm, machine and text. Its points are occasions: runs of one commit that follow
-each other within hours, each seed once. Seeds differ by more than most changes do (0.5 % of bits per byte at `mini`), so
-first each seed's own level, as seen within the occasions that have several seeds, is taken off. The mean over an
-occasion is its quality; its speed and memory are medians, since a busy machine slows single runs down. Runs of one
-occasion share the state of the machine: they are one point, not three.
+A series holds runs of one scale, stage, arm, configuration, machine and text; a changed setting begins a series of its
+own, and shows beside the baseline. Its points are `occasions`. `changepoint` finds the last change of level. It is an
+alarm if
 
-`changepoint` finds the last change of level. It is an alarm if
-
-    it is to the worse, its 95 % interval reaches the minimum effect (the rule of `comparing`),
+    it is to the worse, and its 95 % interval reaches the minimum effect (the rule of `comparing`),
     the last three points all lie beyond half of the minimum effect from the level before, and
     it is younger than the pinned baseline, whose pinning says that the state was accepted.
 
@@ -18,18 +14,16 @@ So a single slow point is none, nor is a change that was reverted since. A drift
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean, median
-
-import numpy as np
+from dataclasses import dataclass
+from itertools import product
 
 from superblock.reporting.changepoint import MINIMUM_AFTER, MINIMUM_LENGTH, Fit, Shift, fit
 from superblock.reporting.content import History, Point
 from superblock.reporting.facts import RunFacts
 from superblock.reporting.metrics import COMPARED, METRICS, MINIMUM_EFFECT, Kind, Metric
-from superblock.reporting.phrases import change_words, date, percent, share
-
-OCCASION = 6 * 3600.0
-"""Seconds between the end of a run and the start of the next, beyond which they are two occasions."""
+from superblock.reporting.occasions import points
+from superblock.reporting.phrases import change_words, date, is_worse, percent, share
+from superblock.reporting.selection import configuration, differing
 
 
 def histories(
@@ -43,100 +37,101 @@ def histories(
         known_until: when the pinned baseline's newest run ended, seconds since 1970; what changed before was accepted.
     """
     finished = sorted((run for run in runs if run.status == "FINISHED"), key=lambda run: (run.started, run.name))
-    series: dict[tuple[str, str, str], list[RunFacts]] = defaultdict(list)
+    several_texts = len({run.data_digest for run in finished}) > 1
+    places: dict[tuple[str, ...], list[RunFacts]] = defaultdict(list)
     for run in finished:
-        series[f"{run.scale}/{run.stage}/{run.arm}", run.machine, run.data_digest].append(run)
-    several_texts = len({text for _, _, text in series}) > 1
+        places[run.scale, run.stage, run.arm, run.data_digest].append(run)
     found = []
-    for (group, machine, text), members in series.items():
-        name = f"{group}/{text}" if several_texts else group
-        for metric in (METRICS[name] for name in COMPARED):
-            points = tuple(_points(members, metric))
-            if points:
-                found.append(_history(name, metric, machine, points, effects[metric.kind], known_until))
+    for (*names, text), members in places.items():
+        plain = "/".join([*names, text[:8] or "unknown"] if several_texts else names)
+        for other, like in _configurations(members):
+            machines = {run.machine for run in like}
+            for machine, metric in product(sorted(machines), (METRICS[name] for name in COMPARED)):
+                found_points = tuple(points([run for run in like if run.machine == machine], metric))
+                if found_points:
+                    group = f"{plain}/{other}" if other else plain
+                    found.append(_history(group, metric, machine, found_points, effects[metric.kind], known_until))
     return tuple(sorted(found, key=lambda each: (each.group, COMPARED.index(each.metric), each.machine)))
 
 
-def occasions(runs: Sequence[RunFacts]) -> list[list[RunFacts]]:
-    """Runs of one commit within hours, each seed once; a seed that comes again begins the next occasion.
+def _configurations(runs: Sequence[RunFacts]) -> Iterator[tuple[str, list[RunFacts]]]:
+    """Runs by configuration, the newest's first, each with how it differs from that.
+
+    Two are one configuration if no setting that both recorded differs: a setting that is new in a later version of the
+    code does not end a history.
 
     Args:
-        runs: oldest first.
+        runs: of one place, oldest first.
     """
-    found: list[list[RunFacts]] = []
-    for run in runs:
-        last = found[-1] if found else []
-        if (
-            last
-            and (last[-1].commit, last[-1].dirty) == (run.commit, run.dirty)
-            and run.seed not in {other.seed for other in last}
-            and run.started - (last[-1].ended or last[-1].started) <= OCCASION
-        ):
-            last.append(run)
-        else:
-            found.append([run])
-    return found
+    rest, newest = list(runs), _recorded(runs[-1])
+    while rest:
+        head = _recorded(rest[-1])
+        like = [run for run in rest if not _conflict(head, _recorded(run))]
+        yield (differing(newest, head) if head != newest else ""), like
+        rest = [run for run in rest if _conflict(head, _recorded(run))]
 
 
-def seed_levels(values: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """How far each seed lies from the mean of the seeds, by least squares over occasions and seeds.
+def _recorded(run: RunFacts) -> Mapping[str, str]:
+    """Nothing for a run of which an old report knows no settings: it may be of any configuration."""
+    return configuration(run) if run.settings else {}
 
-    Only occasions with several seeds tell: across occasions a seed's level and a change over time look alike.
+
+def _conflict(here: Mapping[str, str], there: Mapping[str, str]) -> bool:
+    return any(here[key] != there[key] for key in here.keys() & there.keys())
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a series shows."""
+
+    fit: Fit | None
+    """None while it is too short."""
+    shift: Shift | None
+    """The last change, if it counts."""
+    worse: bool
+    lasting: bool
+    """Whether the last points all lie beyond half of the minimum effect from the level before."""
+
+    @property
+    def alarm(self) -> bool:
+        return self.worse and self.lasting
+
+
+def judge(logs: Sequence[float], metric: Metric, effect: float) -> Judged:
+    """Finds the last change and says whether it is to the worse and lasts.
 
     Args:
-        values: of every occasion by seed, logarithms.
-
-    Returns:
-        By seed, 0 for one that never ran beside another.
+        logs: [T] logarithms of the values, oldest first.
+        metric: which they are of.
+        effect: smallest relative change that counts.
     """
-    shared = [by_seed for by_seed in values if len(by_seed) > 1]
-    seeds = sorted({seed for by_seed in shared for seed in by_seed})
-    rows, targets = [], []
-    for by_seed in shared:
-        own = np.array([seed in by_seed for seed in seeds], float) / len(by_seed)
-        for seed, value in by_seed.items():
-            rows.append(np.eye(len(seeds))[seeds.index(seed)] - own)
-            targets.append(value - fmean(by_seed.values()))
-    levels = np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0].tolist() if rows else []
-    return defaultdict(float, zip(seeds, levels, strict=True))
-
-
-def _points(runs: Sequence[RunFacts], metric: Metric) -> Iterator[Point]:
-    """The occasions at which the metric was measured."""
-    measured = [run for run in runs if run.results.get(metric.name, 0.0) > 0]
-    groups = occasions(measured)
-    values = [{run.seed: math.log(run.results[metric.name]) for run in group} for group in groups]
-    levels = seed_levels(values)
-    middle = fmean if metric.kind == "quality" else median
-    for group, by_seed in zip(groups, values, strict=True):
-        value = math.exp(middle([logarithm - levels[seed] for seed, logarithm in by_seed.items()]))
-        yield Point(group[0].started, value, group[0].commit, tuple(run.name for run in group))
+    found, smallest = fit(logs), math.log1p(effect)
+    shift = found.shift if found else None
+    if shift is None or max(abs(shift.low), abs(shift.high)) < smallest:
+        return Judged(found, None, False, False)
+    side = math.copysign(1.0, shift.size)
+    lasting = all((value - shift.level) * side >= smallest / 2 for value in logs[-MINIMUM_AFTER:])
+    return Judged(found, shift, is_worse(shift.size, metric), lasting)
 
 
 def _history(
-    group: str, metric: Metric, machine: str, points: tuple[Point, ...], effect: float, known_until: float | None
+    group: str, metric: Metric, machine: str, series: tuple[Point, ...], effect: float, known_until: float | None
 ) -> History:
-    logs = [math.log(point.value) for point in points]
-    found, worse = fit(logs), 1.0 if metric.better == "lower" else -1.0
-    shift = found.shift if found else None
-    if found is None or shift is None or max(abs(shift.low), abs(shift.high)) < math.log1p(effect):
-        words = _quiet_words(logs, found, metric, effect)
-        return History(group, metric.name, machine, points, None, None, False, words)
-    beyond = shift.size * worse > 0 and all(
-        (value - shift.level) * worse >= math.log1p(effect) / 2 for value in logs[-MINIMUM_AFTER:]
-    )
-    accepted = known_until is not None and points[shift.began].time <= known_until
-    words = _shift_words(shift, points[shift.began], metric)
-    if shift.size * worse <= 0:
-        words = f"better: {words}"
-    elif accepted:
-        words = f"worse, and accepted since by the pinned baseline: {words}"
-    elif not beyond:
-        words = f"worse, but the last {MINIMUM_AFTER} points do not all lie beyond half of the {share(effect)} that count: {words}"
-    else:
-        words = f"worse: {words}"
-    relative = math.expm1(shift.size)
-    return History(group, metric.name, machine, points, shift.began, relative, beyond and not accepted, words)
+    logs = [math.log(point.value) for point in series]
+    judged = judge(logs, metric, effect)
+    shift = judged.shift
+    if shift is None:
+        words = _quiet_words(logs, judged.fit, metric, effect)
+        return History(group, metric.name, machine, series, None, None, False, words)
+    first = series[shift.began]
+    accepted = known_until is not None and first.time <= known_until
+    words = f"{'worse' if judged.worse else 'better'}: {_shift_words(shift, first, metric)}"
+    if not judged.lasting:
+        words += f"; the last {MINIMUM_AFTER} points do not all lie beyond half of the {share(effect)} that count"
+    elif judged.worse and accepted:
+        words += "; accepted since by the pinned baseline"
+    alarm = judged.alarm and not accepted
+    return History(group, metric.name, machine, series, shift.began, math.expm1(shift.size), alarm, words)
 
 
 def _shift_words(shift: Shift, first: Point, metric: Metric) -> str:
