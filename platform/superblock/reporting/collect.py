@@ -64,7 +64,8 @@ def _from_store(config: ReportConfig, told: Iterable[Told], problems: list[str])
         return [], ""
     known = {one.uid for one in told} | {one.mlflow_run_id for one in told if one.mlflow_run_id}
     try:
-        return list(read_store(uri, config.tracking.experiment, known, problems.append)), place
+        stored = read_store(uri, config.tracking.experiment, known, problems.append)
+        return [one for one in stored if one.tags.get("suite", TRAINING) == TRAINING], place  # reports lie there too
     except StoreAway as away:
         problems.append(f"MLflow: {away}; what only it has is missing here")
         return [], place
