@@ -100,7 +100,9 @@ class TestSplits:
     def test_cutting_never_splits_a_character(self, tmp_path: Path) -> None:
         data = "日🙂é".encode() * 500
         (tmp_path / "text").write_bytes(data)
-        store = TextStore(tmp_path / "text", np.array([0]), np.array([len(data)]), np.array([0.9]), "", np.zeros(1, np.int32), ("",))
+        store = TextStore(
+            tmp_path / "text", np.array([0]), np.array([len(data)]), np.array([0.9]), "", np.zeros(1, np.int32), ("",)
+        )
         parts, how = split(store, val_percent=11, test_percent=13)
         assert how == "the tail of each document"
         assert "".join(text for name in SPLITS for text in store.texts(parts[name])).encode() == data
@@ -108,15 +110,10 @@ class TestSplits:
     def test_every_document_knows_its_first_folder(self, corpus: Corpus, texts: list[str]) -> None:
         """Also where each document is cut, and for files that lie in no folder."""
         names = {text: f"part{number % 3}" for number, text in enumerate(texts)}
-        raw, file = corpus.text_path("test").read_text("utf-8"), corpus.test
-        sizes = corpus.token_bytes[file.tokens]
-        ends = np.append(np.cumsum(sizes)[file.doc_starts[1:] - 1], sizes.sum())
-        begin, found = 0, []
-        for end, group in zip(ends.tolist(), file.groups.tolist(), strict=True):
-            text = raw.encode()[begin:end].decode()
-            assert file.group_names[group] == names[text]
-            begin = end
-            found.append(file.group_names[group])
+        file, documents = corpus.test, list(corpus.documents("test"))
+        assert "".join(documents) == corpus.text_path("test").read_text("utf-8")
+        found = [file.group_names[group] for group in file.groups.tolist()]
+        assert found == [names[text] for text in documents]
         assert len(set(found)) == 3
         assert [group_of(name) for name in ("a/b/c.py", "top.py", "a.jsonl:3")] == ["a", "", ""]
 
@@ -314,7 +311,9 @@ class TestTokenFile:
     ) -> None:
         data = b"some text\n"
         (tmp_path / "text").write_bytes(data)
-        store = TextStore(tmp_path / "text", np.array([0]), np.array([len(data)]), np.array([0.0]), "", np.zeros(1, np.int32), ("",))
+        store = TextStore(
+            tmp_path / "text", np.array([0]), np.array([len(data)]), np.array([0.0]), "", np.zeros(1, np.int32), ("",)
+        )
 
         class Wide:
             def __getattr__(self, name: str) -> object:

@@ -100,6 +100,14 @@ class Corpus:
         """The raw text of the val or test split, documents one after the other."""
         return self.folder / f"{split}.txt"
 
+    def documents(self, split: str) -> Iterator[str]:
+        """The texts of the val or test split, one at a time."""
+        part: TokenFile = getattr(self, split)
+        ends = np.append(part.doc_starts[1:], len(part))
+        with self.text_path(split).open("rb") as file:
+            for begin, end in zip(part.doc_starts.tolist(), ends.tolist(), strict=True):
+                yield file.read(int(self.token_bytes[part.tokens[begin:end]].sum())).decode("utf-8")
+
     def reference_points(self, split: str = "test") -> dict[str, float]:
         """Bits per byte that simpler models need for a split, see `reference_points`."""
         from superblock.data.reference_points import reference_points

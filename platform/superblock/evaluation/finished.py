@@ -41,13 +41,26 @@ def open_finished(record: RunRecord, key: str, *, threads: int | None, say: Call
     if checkpoint is None:
         raise ConfigError(f"{key}: {record.folder} has no whole checkpoint")
     prepare_process(threads, 1)
+    config, corpus = own_text(checkpoint, key, digest=record.summary.get("data_digest"), say=say)
+    return Finished(record, checkpoint, config, corpus)
+
+
+def own_text(checkpoint: Path, key: str, *, digest: str | None, say: Callable[[str], None]) -> tuple[RunConfig, Corpus]:
+    """A checkpoint's configuration, and the text it was trained and tested on.
+
+    Args:
+        key: what errors begin with.
+        digest: of that text, if it is known.
+
+    Raises:
+        ConfigError: if the text or the tokenizer is another by now.
+    """
     config: RunConfig = restore(RunConfig, load_config(checkpoint), "config")
     corpus = prepare(config.data, report=say)
-    digest = record.summary.get("data_digest")
     if digest is not None and corpus.digest != digest:
         raise ConfigError(
             f"{key}: its text has changed since (digest {digest} then, {corpus.digest} now), so results would not compare"
         )
     if tokenizer_path(checkpoint).read_bytes() != corpus.tokenizer_path.read_bytes():
         raise ConfigError(f"{key}: {checkpoint} was trained with another tokenizer than that of this text")
-    return Finished(record, checkpoint, config, corpus)
+    return config, corpus

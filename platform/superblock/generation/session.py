@@ -1,6 +1,6 @@
 """A loaded model that continues texts, token by token through its cache. Legend: B texts, T tokens, V vocabulary."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,16 @@ class Session:
         top_k: int = 0,
         top_p: float = 0.95,
         samples: int = 1,
-        stop: str | None = None,
+        stop: str | Sequence[str] | None = None,
         seed: int = 1,
     ) -> Iterator[Piece]:
         """Continuations of a prompt, decoded together, as they come.
 
-        A sample ends after `max_tokens`, at the end of its document, or before `stop`. Sample i of seed s is the text
+        A sample ends after `max_tokens`, at the end of its document, or before `stop`, whichever of several is first. Sample i of seed s is the text
         of seed s + i alone, up to rounding.
         """
-        streams = [TextStream(self.token_bytes, [stop] if stop else []) for _ in range(samples)]
+        stops = [stop] if isinstance(stop, str) else list(stop or [])
+        streams = [TextStream(self.token_bytes, stops) for _ in range(samples)]
         generators = [torch.Generator().manual_seed(seed + i) for i in range(samples)]
         ids, begun = self._encode(prompt)
         cache, running, known_V = Cache(), set(range(samples)), self._allowed()
