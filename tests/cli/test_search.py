@@ -69,7 +69,7 @@ def test_trials_are_asked_one_after_the_other_and_the_best_is_said(
     command = answer.out.splitlines()[-1].strip()
     assert command.startswith("python -m platform.run scale=mini trainer.budget=2steps ")
     assert f"optim.learning_rate={best}" in command and "hydra" not in command and "multirun" not in command
-    assert "4 trials with a result" in answer.out
+    assert "4 of 4 trials with a result" in answer.out
     assert Path.cwd() == tmp_path and {path.name for path in tmp_path.iterdir()} == {"runs"}
     [study] = (tmp_path / "runs/search").iterdir()
     assert (study / "study.db").exists() and (study / "optimization_results.yaml").exists()
@@ -121,7 +121,7 @@ def test_a_failed_trial_does_not_end_the_search(superblock: Callable, trials: li
     answer = superblock("run", *WORDS, RATE, "hydra.sweeper.n_trials=4")
     assert answer.status == 0 and [number for number, _ in trials] == [1, 3]
     assert "trial 0 came to nothing: ConfigError: no such text" in answer.out
-    assert "2 trials with a result, 2 came to nothing" in answer.out
+    assert "2 of 4 trials with a result, 2 came to nothing" in answer.out
     again = superblock("run", *WORDS, RATE, "hydra.sweeper.n_trials=4")
     assert again.status == 0 and len(trials) == 2  # failures count among the trials
 
@@ -137,7 +137,8 @@ def test_three_failures_in_a_row_end_it(superblock: Callable, answering: Callabl
     answer = superblock("run", *WORDS, RATE, "hydra.sweeper.n_trials=9")
     assert answer.status == 1 and asked == [0, 1, 2]
     assert (
-        "3 trials in a row came to nothing" in answer.out and "0 trials with a result, 3 came to nothing" in answer.out
+        "3 trials in a row came to nothing" in answer.out
+        and "0 of 9 trials with a result, 3 came to nothing" in answer.out
     )
 
 
@@ -146,6 +147,7 @@ def test_a_value_that_cannot_work_is_a_failed_trial(superblock: Callable, trials
     answer = superblock("run", *WORDS, "model.moe.top_k=2,99", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=2")
     assert [config.model.moe.top_k for _, config in trials] == [2]
     assert answer.status == 0 and "top_k=99: must be at most num_experts=8" in answer.out
+    assert answer.err == ""
 
 
 WRONG = {
@@ -173,6 +175,12 @@ def test_errors_come_before_the_first_trial(superblock: Callable, trials: list[A
     answer = superblock("run", *words)
     assert answer.status == 2 and WRONG[words] in answer.err and len(answer.err.splitlines()) <= 4
     assert trials == []
+
+
+def test_an_interval_without_a_search_says_so(superblock: Callable) -> None:
+    for flag in ((), ("--multirun",)):
+        answer = superblock("run", *flag, RATE)
+        assert answer.status == 2 and "an interval is for a search: --multirun hydra/sweeper=optuna" in answer.err
 
 
 def test_without_the_extra_it_is_named(superblock: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

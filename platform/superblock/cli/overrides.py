@@ -52,11 +52,14 @@ def check(command: Command, overrides: Sequence[str], *, multirun: bool) -> None
     Raises:
         ConfigError: naming the override and what would be right.
     """
+    searching = any(text.startswith("hydra/sweeper=") for text in overrides)
     for text in overrides:
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException:
             raise ConfigError(f"{text}: {_form(command, text)}") from None
+        if override.is_interval_sweep() and not searching:
+            raise ConfigError(f"{text}: an interval is for a search: --multirun hydra/sweeper=optuna")
         _check_one(command, override, multirun)
 
 

@@ -8,14 +8,16 @@ conf/hydra/sweeper/search.yaml.
 
 import hashlib
 import importlib.util
+import logging
 import os
 import re
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ FOLDER = Path("runs/search")
 STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}"
 NOT_THE_SEARCH = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.max_failure_rate")
 """Settings that may change while a search goes on."""
+SEED = 1
+"""Of the sampler, where none is given: a search can be repeated."""
 PATIENCE = 3
 """Trials in a row that may come to nothing before the search stops."""
 FAILED = "failed"
@@ -78,9 +82,8 @@ class Search:
     wanted: int
     """Trials of the whole search."""
     seed: int | None
-    """Of the sampler, as configured."""
+    """Of the sampler; None if it has none, as a grid."""
     _in_a_row: int = 0
-    _errors: list[BaseException] = field(default_factory=list)
 
     @classmethod
     def open(cls, name: str, typed: list[str]) -> "Search":
@@ -97,7 +100,8 @@ class Search:
             for trial in study.trials:
                 if not trial.state.is_finished():
                     study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        return cls(name, typed, study, sweeper.n_trials, sweeper.sampler.get("seed"))
+        seed = (sweeper.sampler.seed or SEED) if "seed" in sweeper.sampler else None
+        return cls(name, typed, study, sweeper.n_trials, seed)
 
     @property
     def done(self) -> list[Any]:
@@ -119,7 +123,7 @@ class Search:
         words = [word for word in self.typed if _key(word) not in own]
         words += [f"{key}={value}" for key, value in own.items()]
 
-        def task(composed: Any) -> float:
+        def task(composed: Any) -> float | None:
             from hydra.core.hydra_config import HydraConfig
 
             sys.argv[1:] = self.typed  # it is recorded with every run
@@ -139,7 +143,7 @@ class Search:
         failed = self.study.user_attrs.get(FAILED, {})
         done = sorted(self.done, key=lambda trial: trial.value)
         nothing = f", {len(failed)} came to nothing" if failed else ""
-        say(f"\nsearch {self.name}: {len(done)} trials with a result{nothing}")
+        say(f"\nsearch {self.name}: {len(done)} of {self.wanted} trials with a result{nothing}")
         if not done:
             return 1
         best = done[0]
@@ -154,26 +158,29 @@ class Search:
         fixed = [word for word in self.typed if "=" in word and not _is_hydra(word) and _key(word) not in params]
         return [*fixed, *(f"{key}={value}" for key, value in params.items())]
 
-    def _trial(self, number: int, composed: Any) -> float:
-        """Trains one; an error makes it a failed trial, several in a row end the search."""
+    def _trial(self, number: int, composed: Any) -> float | None:
+        """Trains one. An error makes it a failed trial, for which the sweeper takes None; several in a row end the search."""
         from superblock.staging.search import run_trial
 
         searched = self.study.trials[number].params
         words = " ".join(f"{key}={value}" for key, value in searched.items())
         say(f"trial {number}: {words}")
+        log = FOLDER / self.name / "logs" / f"trial-{number}.txt"
         try:
             config: RunConfig = configuration(COMMANDS["run"], composed)
             again = shlex.join(["python", "-m", "platform.run", *self.typed])
-            log = FOLDER / self.name / "logs" / f"trial-{number}.txt"
             value = run_trial(config, study=self.name, number=number, log=log, say=say, continue_with=again)
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             say(f"trial {number} came to nothing: {reason}")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a", encoding="utf-8") as file:
+                traceback.print_exc(file=file)
             self.study.set_user_attr(FAILED, {**self.study.user_attrs.get(FAILED, {}), str(number): reason})
             self._in_a_row += 1
             if self._in_a_row >= PATIENCE:
                 raise Stop from error
-            raise
+            return None
         self._in_a_row = 0
         best = min([value, *(trial.value for trial in self.done)])
         say(f"trial {number}: {value:.4f} bits per byte of the validation split; best so far {best:.4f}")
@@ -317,7 +324,8 @@ def _alone(study: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of one package about another's older names."""
+    """Without the warnings of one package about another's older names, and of failed trials, which are said here."""
+    logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category)
