@@ -207,7 +207,9 @@ def _judge(
         return "not enough seeds", f"{seen}{len(differences)} of {MINIMUM_SEEDS} seeds that a verdict needs are in both"
     said = f"{change_words(mean, low, high, case.metric)} over {len(differences)} seeds"
     sure, within = p_adjusted < LEVEL, -effect < low and high < effect
-    corrected = f"p = {p_adjusted:.2g} after correction for {comparisons} comparisons"
+    corrected = f"p = {p_adjusted:.2g}" + (
+        f" after correction for {comparisons} comparisons" if comparisons > 1 else ""
+    )
     if within:
         return "unchanged", f"{said}: " + (
             "a change, but less" if sure else "less"

@@ -154,5 +154,17 @@ def _quiet_words(logs: Sequence[float], found: Fit | None, metric: Metric, effec
     noise = percent(math.expm1(found.noise), metric, sign=False)
     return (
         f"no change{small} over {points} that vary by {noise}{alone}; one of {seen} would be found from {MINIMUM_AFTER} "
-        "points in four of five cases"
+        f"points in four of five cases{_watched(logs, found, metric, effect)}"
     )
+
+
+def _watched(logs: Sequence[float], found: Fit, metric: Metric, effect: float) -> str:
+    """Says so where the newest points, too few for an alarm, are worse by more than the noise."""
+    least = max(math.log1p(effect) / 2, 3 * found.noise)
+    away = [value - found.level for value in logs[-MINIMUM_AFTER:]]
+    worse = [abs(one) >= least and is_worse(one, metric) for one in away]
+    count = next((n for n, one in enumerate(reversed(worse)) if not one), 0)
+    if not count:
+        return ""
+    last, missing = ("point is", "two more") if count == 1 else (f"{count} points are", "a third")
+    return f"; the last {last} worse, {missing} would be an alarm"
