@@ -45,6 +45,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ("superblock.benchmarks.command", "benchmark"),
         ("superblock.reporting.command", "run"),
         ("superblock.tracking.server", "serve"),
+        ("superblock.staging.search", "run_trial"),
     ):
         stand_in = ModuleType(module)
         setattr(stand_in, function, entry)

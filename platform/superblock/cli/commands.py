@@ -80,6 +80,7 @@ COMMANDS = {
                     "suite=growth",
                     "which growth method is best, about 50 minutes of one core; started twice, two share it",
                 ),
+                ("suite=ablation ablation.file=wiring", "arms of a sweep file at equal FLOPs, paired by seed"),
                 ("suite=exits", "which training of the exits is best, about 25 minutes of one core"),
                 ("suite=probes", "recall, parity and copying by architecture, about an hour of one core; two share it"),
                 ("suite=probes 'probes.tasks=[s5,needle]' quick=true", "other probes by name; a smoke test of them"),

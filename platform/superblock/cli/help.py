@@ -10,6 +10,11 @@ from superblock.config.fields import FieldDoc, document
 FLAGS = (
     ("--cfg job", "print the configuration this command line makes, and stop; with --resolve without ${...}"),
     ("--multirun", "one run after the other for every combination of values such as seed=1,2,3"),
+    (
+        "--multirun hydra/sweeper=optuna",
+        "`run` alone: a search for the lowest validation bits per byte, such as 'optim.learning_rate=interval(0.001,0.01)' "
+        "hydra.sweeper.n_trials=8; the same command goes on with it (needs superblock[search])",
+    ),
     ("--info", "print what Hydra knows about where the configuration comes from"),
     ("--help", "this text"),
 )
