@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from superblock.config.tracking import TrackingConfig
+from superblock.tracking import run_model
 from superblock.tracking.files import read_json, write_json
 from superblock.tracking.identity import IDENTITY_FILE
 from superblock.tracking.runs import INTERRUPTED, list_runs
@@ -26,6 +27,7 @@ from superblock.tracking.store import open_store, prepare_environment, reason_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 POSITION = "delivered.json"
 UID_TAG = "superblock.uid"
@@ -79,6 +81,10 @@ class Sender(threading.Thread):
         self._run_id = ""
         self._sent = int(read_json(folder / POSITION).get("sent", 0))
         self._repeated: set[tuple[str, int]] = set()
+        self._experiment_id = ""
+        self._datasets: dict[str, tuple[str, str]] = {}
+        self._model: str | None = None
+        self._no_models = False
         self._closing = threading.Event()
         self._given_up = threading.Event()
 
@@ -159,6 +165,12 @@ class Sender(threading.Thread):
         position = read_json(self.folder / POSITION)
         self._sent = int(position["sent"]) if position.get("run_id") == self._run_id else 0
         self._repeated = _repeated_points(self._spool, self._sent)
+        self._experiment_id = experiment_id
+        self._datasets = {
+            event.data["context"]: run_model.dataset_name(event)
+            for event in scan(self._spool, 0, self._sent)
+            if event.kind == "dataset"
+        }
         return client
 
     def _move_to(self, offset: int) -> None:
@@ -168,15 +180,38 @@ class Sender(threading.Thread):
     # -- one method per kind of event ---------------------------------------------------------------------------------
 
     def _send_metrics(self, events: list[Event]) -> None:
-        from mlflow.entities import Metric
-
         points = [
-            Metric(key, value if math.isfinite(value) else math.nan, event.time, event.data["step"])
+            self._point(key, value if math.isfinite(value) else math.nan, event)
             for event in events
             for key, value in event.data["values"].items()
             if (key, event.data["step"]) not in self._repeated
         ]
         self._log(points, METRICS_PER_CALL, "metrics")
+
+    def _point(self, key: str, value: float, event: Event) -> "Metric":
+        """A value; with the run's model and the data set if it was measured on one."""
+        from mlflow.entities import Metric
+
+        dataset = run_model.measured_on(key, self._datasets)
+        model = self._own_model() if dataset else None
+        name, digest = dataset if dataset and model else (None, None)
+        return Metric(key, value, event.time, event.data["step"], model, name, digest, self._run_id)
+
+    def _own_model(self) -> str | None:
+        """The id of this run's model; None if the server is too old to know models."""
+        from mlflow.exceptions import MlflowException
+
+        assert self._client
+        if self._model is None and not self._no_models:
+            identity = read_json(self.folder / IDENTITY_FILE)
+            try:
+                self._model = run_model.find_or_make(self._client, self._experiment_id, self._run_id, identity)
+            except MlflowException as error:
+                if error.error_code in run_model.PASSING:
+                    raise
+                self._no_models = True
+                self._refuse("the model of this run", error)
+        return self._model
 
     def _send_params(self, events: list[Event]) -> None:
         from mlflow.entities import Param
@@ -207,9 +242,8 @@ class Sender(threading.Thread):
         for event in events:
             data = event.data
             source = json.dumps({"description": data["description"]})
-            # equal name and digest are one data set to MLflow, which then keeps the first context alone
-            name = cut(f"{data['name']} {data['context']}", 500)
-            dataset = Dataset(name, data["digest"][:36], "local", source, profile=source)
+            self._datasets[data["context"]] = name, digest = run_model.dataset_name(event)
+            dataset = Dataset(name, digest, "local", source, profile=source)
             inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", data["context"])])]
             self._client.log_inputs(self._run_id, inputs)
 
@@ -220,6 +254,8 @@ class Sender(threading.Thread):
             self._client.update_run(self._run_id, status="RUNNING")
         else:
             self._client.set_terminated(self._run_id, last.data["status"], end_time=last.time)
+            if self._datasets and (model := self._own_model()):
+                run_model.end(self._client, model, last.data["status"])
 
     def _send_rewind(self, events: list[Event]) -> None:
         self._repeated = _repeated_points(self._spool, events[-1].end)

@@ -209,7 +209,20 @@ def _copy_result(client: "MlflowClient", run_id: str, model_id: str) -> None:
     points = client.get_metric_history(run_id, PRIMARY_METRIC)
     if points:
         last = max(points, key=lambda point: point.timestamp)
-        client.log_metric(run_id, PRIMARY_METRIC, last.value, last.timestamp, last.step, model_id=model_id)
+        name, digest = _test_data(client, run_id)
+        client.log_metric(
+            run_id, PRIMARY_METRIC, last.value, last.timestamp, last.step,
+            dataset_name=name, dataset_digest=digest, model_id=model_id,
+        )  # fmt: skip
+
+
+def _test_data(client: "MlflowClient", run_id: str) -> tuple[str | None, str | None]:
+    """Name and digest of the data set that a run was tested on."""
+    inputs = client.get_run(run_id).inputs
+    for one in inputs.dataset_inputs if inputs else []:
+        if any(tag.key == "mlflow.data.context" and tag.value == "test" for tag in one.tags):
+            return one.dataset.name, one.dataset.digest
+    return None, None
 
 
 def _copy(source: Path, place: Path) -> Path:
