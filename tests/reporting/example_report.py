@@ -359,29 +359,21 @@ def minimal() -> Report:
 
 
 def one_seed() -> Report:
-    """Four stages, one run each."""
-    report = full()
-    groups = tuple(group(stage, (1,)) for stage in STAGES)
-    return replace(
-        report,
-        name="one-seed",
-        groups=groups,
-        changes=(),
-        baseline=None,
-        verdict="not enough seeds",
-        verdict_words="One seed has no interval.",
-    )
+    """Two stages, one run each."""
+    groups = tuple(group(stage, (1,)) for stage in ("mvp1", "mvp2"))
+    return Report(
+        "one-seed", "One seed", START, "not enough seeds", "One seed has no interval.", "runs", None, groups=groups,
+        sources=tuple(source(run) for one in groups for run in one.runs),
+    )  # fmt: skip
 
 
 def no_baseline() -> Report:
-    return replace(
-        full(),
-        name="first",
-        baseline=None,
-        changes=(),
-        verdict="new",
-        verdict_words="The first report; nothing is pinned.",
-    )
+    """One stage, nothing to compare it with."""
+    one = group("mvp1")
+    return Report(
+        "first", "The first report", START, "new", "The first report; nothing is pinned.", "runs", None, groups=(one,),
+        sources=tuple(source(run) for run in one.runs),
+    )  # fmt: skip
 
 
 def hostile() -> Report:
@@ -409,10 +401,10 @@ def hostile() -> Report:
         replace(row, task=HOSTILE + row.task, arm=HOSTILE + row.arm, published=HOSTILE) for row in report.probes
     )
     return replace(
-        report, name="hostile", title=HOSTILE, verdict_words=HOSTILE, source=HOSTILE, baseline=HOSTILE, groups=(bad, *report.groups[1:]),
+        report, name="hostile", title=HOSTILE, verdict_words=HOSTILE, source=HOSTILE, baseline=HOSTILE, groups=(bad,),
         sources=sources, probes=probes, missing=(HOSTILE,), problems=(HOSTILE,),
         ablations=tuple(replace(row, experiment=HOSTILE, comparison=HOSTILE) for row in report.ablations),
-        changes=tuple(replace(one, words=HOSTILE) for one in report.changes),
+        changes=tuple(replace(one, words=HOSTILE) for one in report.changes), histories=report.histories[:1], speed=(),
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """What changed since the baseline, and how numbers developed over time."""
 
+from superblock.evaluation.curve import INK
 from superblock.reporting.content import Change, History, Report
 from superblock.reporting.metrics import METRICS
 from superblock.reporting.pages import charts
@@ -25,12 +26,11 @@ from superblock.reporting.pages.numbers import (
     percent_interval,
     probability,
 )
-from superblock.reporting.pages.pictures import colour_of
+from superblock.reporting.pages.pictures import BAD, GOOD, colour_of
 
 ORDER = ("regressed", "improved", "undecided", "not comparable", "not enough seeds", "missing", "new", "unchanged")
 SHOWN_HISTORIES = 12
 """Charts at once; the table has all."""
-GOOD, BAD, NEITHER = "#1f883d", "#d1432b", "#7d8590"
 
 
 def changes(report: Report) -> Section:
@@ -69,16 +69,15 @@ def _group_name(report: Report, key: str) -> str:
 
 def _table(report: Report, ordered: list[Change]) -> Table:
     columns = (
-        Column("stage", "name"), Column("what", "words"), Column("verdict", "words"), Column("change"), Column("before"),
-        Column("now"), Column("p, corrected"), Column("why", "words"),
+        Column("stage and number", "name"), Column("verdict", "words"), Column("change"), Column("before"),
+        Column("now"), Column("p (Holm)"), Column("why", "words"),
     )  # fmt: skip
     rows = []
     for change in ordered:
         runs = runs_of(change.after) or runs_of(change.before)
         rows.append(
             (
-                name_cell(_group_name(report, change.group), runs),
-                Cell(text=metric_title(change.metric)),
+                name_cell(_group_name(report, change.group), runs, metric_title(change.metric)),
                 verdict(change.verdict),
                 _relative(change, runs),
                 measured(change.metric, change.before),
@@ -112,7 +111,7 @@ def _picture(report: Report, drawn: list[Change]) -> Picture:
         charts.Bar(
             f"{_group_name(report, c.group)} {metric_of(c.metric).label}", 100 * (c.relative or 0.0),
             None if c.low is None else 100 * c.low, None if c.high is None else 100 * c.high,
-            colours.get(c.verdict, NEITHER),
+            colours.get(c.verdict, INK),
         )
         for c in drawn[:40]
     ]  # fmt: skip
@@ -164,7 +163,7 @@ def _chart(report: Report, one: History, place: int) -> Picture:
 
 def _histories(report: Report, ordered: list[History]) -> Table:
     columns = (
-        Column("stage", "name"), Column("what", "words"), Column("state", "words"), Column("points"), Column("last"),
+        Column("stage and number", "name"), Column("state", "words"), Column("points"), Column("last"),
         Column("change"), Column("machine", "words"), Column("in words", "words"),
     )  # fmt: skip
     rows = []
@@ -172,8 +171,7 @@ def _histories(report: Report, ordered: list[History]) -> Table:
         last = one.points[-1] if one.points else None
         rows.append(
             (
-                name_cell(_group_name(report, one.group), last.runs if last else ()),
-                Cell(text=metric_title(one.metric)),
+                name_cell(_group_name(report, one.group), last.runs if last else (), metric_title(one.metric)),
                 Cell(text="! alarm", tone="bad") if one.alarm
                 else Cell(text="~ changed", tone="unsure") if one.change_at is not None
                 else Cell(text="= steady", tone="muted"),
@@ -189,16 +187,14 @@ def _histories(report: Report, ordered: list[History]) -> Table:
 
 def _points(report: Report, ordered: list[History]) -> Table:
     columns = (
-        Column("stage", "name"),
-        Column("what", "words"),
+        Column("stage and number", "name"),
         Column("when", "words"),
         Column("value"),
         Column("commit", "words"),
     )
     rows = [
         (
-            name_cell(_group_name(report, one.group), point.runs),
-            Cell(text=metric_title(one.metric)),
+            name_cell(_group_name(report, one.group), point.runs, metric_title(one.metric)),
             Cell(text=moment(point.time), sort=point.time),
             Cell(text=metric_text(one.metric, point.value), sort=point.value, runs=point.runs,
                  note="first after the change" if i == one.change_at else ""),

@@ -1,6 +1,7 @@
 """The figures of a report; each takes plain numbers and knows nothing of reports."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from superblock.evaluation.curve import INK, REFERENCE_COLOURS
 from superblock.reporting.pages.numbers import count, moment, prefixed
-from superblock.reporting.pages.pictures import LINES, MARKS, figure, label, legend
-
-HEAT = ("#c2410c", "#e07a3f", "#ecb17c", "#d9cfb0", "#a9c6b0", "#6fae9c", "#3d8f86", "#1c6f70")
-"""From rust to teal: also told apart by those who do not see red and green."""
+from superblock.reporting.pages.pictures import BAD, HEAT, LINES, MARKS, figure, label, legend
 
 
 @dataclass(frozen=True)
@@ -123,19 +121,20 @@ def categories(series: Sequence[Line], names: Sequence[str], x_title: str, y_tit
 
 def intervals(bars: Sequence[Bar], x_title: str) -> Figure:
     """Differences beside zero, one per line, with their intervals."""
-    made, axes = figure((5.2, 0.75 + 0.27 * len(bars)))
+    names = ["\n".join(textwrap.wrap(label(bar.name, 72), 36)) for bar in bars]
+    made, axes = figure((5.2, 0.75 + (0.36 if any("\n" in name for name in names) else 0.27) * len(bars)))
     for row, bar in enumerate(bars):
         y = len(bars) - 1 - row
         if bar.low is not None and bar.high is not None:
             axes.plot([bar.low, bar.high], [y, y], color=bar.colour, linewidth=2.2, solid_capstyle="round", alpha=0.75)
         axes.plot([bar.value], [y], marker="o" if bar.low is not None else "D", color=bar.colour, markersize=5.5)
     axes.axvline(0, color=INK, linewidth=1)
-    axes.set_yticks(range(len(bars)), [label(bar.name, 40) for bar in reversed(bars)])
+    axes.set_yticks(range(len(bars)), names[::-1])
     axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(x_title, color=INK)
     return made
 
@@ -184,7 +183,7 @@ def history(
             mean = sum(values[first:last]) / (last - first)
             axes.plot([first - 0.3, last - 0.7], [mean, mean], color=INK, linewidth=1.4, linestyle=(0, (4, 2)))
     if change_at is not None:
-        axes.axvline(change_at - 0.5, color="#d1432b" if alarm else INK, linewidth=1.2, label="change")
+        axes.axvline(change_at - 0.5, color=BAD if alarm else INK, linewidth=1.2, label="change")
     shown = sorted({0, len(points) // 2, len(points) - 1})
     axes.set_xticks(shown, [moment(points[i][0])[:10] for i in shown])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _tick(y, "count") if abs(y) >= 1000 else f"{y:.4g}"))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Literal
 
 from superblock.reporting.content import Report, SpeedRow
 from superblock.reporting.pages import charts
@@ -34,7 +35,7 @@ def _table(rows: tuple[SpeedRow, ...]) -> Table:
     shown = [name for name in dict.fromkeys(key for row in rows for key in row.sizes) if _plain(rows, name)]
     columns = (
         Column("case", "name"), Column("time, ms"), Column("tokens/s"), Column("share of the matmul limit, %"),
-        Column("speed beside the peer"), Column("memory beside the peer"), *(Column(name.replace("_", " ")) for name in shown),
+        Column("speed beside the peer"), Column("memory beside the peer"), *(Column(name.replace("_", " "), _kind(rows, name)) for name in shown),
     )  # fmt: skip
     lines = tuple(
         (
@@ -54,6 +55,10 @@ def _table(rows: tuple[SpeedRow, ...]) -> Table:
 def _plain(rows: tuple[SpeedRow, ...], name: str) -> bool:
     """Whether a size is a number or a word everywhere: nothing else belongs in a cell."""
     return all(isinstance(row.sizes.get(name), int | float | str | None) for row in rows)
+
+
+def _kind(rows: tuple[SpeedRow, ...], name: str) -> Literal["number", "words"]:
+    return "words" if any(isinstance(row.sizes.get(name), str) for row in rows) else "number"
 
 
 def _size(value: object) -> Cell:

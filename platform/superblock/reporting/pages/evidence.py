@@ -1,5 +1,7 @@
 """Gates and claims, what the models wrote, and where every number comes from."""
 
+import re
+
 from superblock.reporting.content import Group, Report, Source, Statement
 from superblock.reporting.pages.blocks import (
     Block,
@@ -19,6 +21,7 @@ from superblock.reporting.pages.numbers import moment
 
 SERVER = "http://127.0.0.1:5000"
 """Where `ui` serves, unless it was told otherwise."""
+RUN_PAGE = re.compile(r"/#/[A-Za-z0-9/_-]+")
 GOOD = ("passed", "held")
 
 
@@ -84,10 +87,10 @@ def _share(statements: list[Statement]) -> Cell:
         else ", ".join(dict.fromkeys(one.verdict for one in statements if one.verdict not in GOOD))
     )
     bad = any(one.verdict == "failed" for one in statements)
-    sign, tone = ("✓", "good") if good == len(statements) else ("✗", "bad") if bad else ("~", "unsure")
-    return Cell(
-        text=f"{sign} {good} of {len(statements)}", sort=good / len(statements), note=words, runs=runs, tone=tone
-    )  # type: ignore[arg-type]
+    shown = verdict("passed" if good == len(statements) else "failed" if bad else "undecided")
+    sign = shown.text.split()[0]
+    share = good / len(statements)
+    return Cell(text=f"{sign} {good} of {len(statements)}", sort=share, note=words, runs=runs, tone=shown.tone)
 
 
 def _full(report: Report, groups: list[Group]) -> Table:
@@ -172,7 +175,7 @@ def _mlflow(path: str | None) -> Cell:
     """A link into the store's pages; an address that is none of MLflow's stays text."""
     if not path:
         return Cell(text="not recorded there", tone="muted")
-    if path.startswith("/#/"):
+    if RUN_PAGE.fullmatch(path):
         return Cell(text="open the run", link=SERVER + path, note=path)
     return Cell(text=path, code=True)
 

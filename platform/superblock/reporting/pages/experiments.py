@@ -1,13 +1,12 @@
 """Ablations: arms of an experiment beside each other, paired by seed."""
 
+from superblock.evaluation.curve import INK
 from superblock.reporting.content import AblationRow, Report
 from superblock.reporting.pages import charts
 from superblock.reporting.pages.blocks import Block, Cell, Column, Missing, Picture, Section, Table
 from superblock.reporting.pages.cells import name_cell, plural
 from superblock.reporting.pages.numbers import fixed, interval, metric_title, probability
 from superblock.reporting.pages.pictures import COLOURS
-
-GREY = "#7d8590"
 
 
 def ablations(report: Report) -> Section:
@@ -33,7 +32,7 @@ def _sure(row: AblationRow) -> bool:
 
 
 def _picture(experiment: str, metric: str, rows: list[AblationRow], place: int) -> Picture:
-    bars = [charts.Bar(row.comparison, row.mean, row.low, row.high, COLOURS[0] if _sure(row) else GREY) for row in rows]
+    bars = [charts.Bar(row.comparison, row.mean, row.low, row.high, COLOURS[0] if _sure(row) else INK) for row in rows]
     words = "; ".join(
         f"{row.comparison} {fixed(row.mean, 4, sign=True)} {interval(row.low, row.high, 4, sign=True)}".strip()
         for row in rows
@@ -49,7 +48,7 @@ def _picture(experiment: str, metric: str, rows: list[AblationRow], place: int) 
 
 def _table(experiment: str, metric: str, rows: list[AblationRow]) -> Table:
     columns = (
-        Column("comparison", "name"), Column("difference"), Column("p, corrected"), Column("seeds"), Column("in words", "words"),
+        Column("comparison", "name"), Column("difference"), Column("p (Holm)"), Column("seeds"), Column("in words", "words"),
     )  # fmt: skip
     lines = tuple(
         (

@@ -1,5 +1,6 @@
 """Inside the models: how evenly experts are used, and what each exit is worth."""
 
+from superblock.evaluation.curve import INK
 from superblock.reporting.content import ExitPoint, Group, Report
 from superblock.reporting.pages import charts
 from superblock.reporting.pages.blocks import Block, Cell, Column, Fold, Missing, Picture, Section, Table
@@ -78,7 +79,7 @@ def exits(report: Report) -> Section:
     trained = {point.depth: point.trained for group in groups for point in group.exits if point.trained}
     if trained:
         dots = tuple(charts.Dot(depth, one.mean, one.low, one.high) for depth, one in sorted(trained.items()))
-        series.append(charts.Line("trained at that depth", dots, "#7d8590", len(series), joined=False))
+        series.append(charts.Line("trained at that depth", dots, INK, len(series), joined=False))
     depths = sorted({point.depth for group in groups for point in group.exits})
     words = "; ".join(
         f"{look[group.key].name}: "
@@ -91,7 +92,8 @@ def exits(report: Report) -> Section:
         "Bits per byte of the test text over the exit at which the model ends.",
         f"Bits per byte over depth. {words}.",
     )
-    blocks: list[Block] = [picture, _exit_table(report, groups)]
+    table = _exit_table(report, groups)
+    blocks: list[Block] = [picture, table if len(table.rows) <= 8 else Fold(f"All {len(table.rows)} exits", (table,))]
     return Section("exits", title, lead, tuple(blocks))
 
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from superblock.evaluation.curve import INK, dress
 from superblock.reporting.pages.escaping import plain
-from superblock.tracking.identity import STAGE_COLORS, stage_color
+from superblock.tracking.identity import stage_color
 
 SIZE = (5.2, 3.3)
 """Inches: narrow enough that its letters can be read on a phone, where it is scaled to 360 pixels."""
@@ -37,10 +37,12 @@ SETTINGS: dict[Any, Any] = {
 }
 COLOURS = ("#3b82f6", "#d9730d", "#16a34a", "#c026d3", "#b45309", "#0891b2")
 """For what is no stage: arms, packages; each has a mark of its own beside it."""
+GOOD, BAD = "#1f883d", "#d1432b"
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 """Kinds of lines as matplotlib writes them."""
-VARIABLES = {INK: "currentColor"} | {colour: f"var(--{stage},{colour})" for stage, colour in STAGE_COLORS.items()}
+HEAT = ("#c2410c", "#e07a3f", "#ecb17c", "#d9cfb0", "#a9c6b0", "#6fae9c", "#3d8f86", "#1c6f70")
+"""Of heat maps, from rust to teal: also told apart by those who do not see red and green; the same in both themes."""
 
 
 def svg(draw: Callable[[], Figure]) -> str:
@@ -60,8 +62,7 @@ def svg(draw: Callable[[], Figure]) -> str:
 
 def inline(picture: str, name: str) -> str:
     """An SVG element for a page: its theme's colours, names of its own, and as wide as its place."""
-    for colour, variable in VARIABLES.items():
-        picture = picture.replace(colour, variable)
+    picture = re.sub(r"(?<=[: ])#[0-9a-f]{6}\b", lambda match: _themed(match[0]), picture.replace(INK, "currentColor"))
     picture = re.sub(r'\bid="', f'id="{name}-', picture)
     picture = re.sub(r"url\(#", f"url(#{name}-", picture)
     picture = re.sub(r'href="#', f'href="#{name}-', picture)
@@ -104,6 +105,11 @@ def legend(made: Figure, axes: Axes, columns: int = 4) -> None:
 def colour_of(stage: str) -> str:
     """The stage's colour, the one it has in MLflow."""
     return stage_color(stage)
+
+
+def _themed(colour: str) -> str:
+    """Darker on white and lighter on black, as page.css says; a stage of a user's own has a colour nobody chose."""
+    return colour if colour in HEAT else f"color-mix(in oklab,{colour},var(--toward))"
 
 
 def _short_numbers(text: str) -> str:

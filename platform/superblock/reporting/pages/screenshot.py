@@ -41,7 +41,7 @@ def screenshot(
         if not Path(page).is_file():
             raise ValueError(f"{page}: there is no such page")
         address = Path(page).resolve().as_uri()
-    playwright = _playwright()
+    playwright = load_playwright()
     if (browser := find_browser()) is None:
         raise ValueError(f"no Chromium found: install one of {', '.join(BROWSERS)}, or name its file in CHROMIUM")
     with playwright() as engine:
@@ -61,7 +61,7 @@ def screenshot(
             opened.close()
 
 
-def _playwright() -> Any:
+def load_playwright() -> Any:
     """What starts playwright; imported here, because only developers have it.
 
     Raises:
