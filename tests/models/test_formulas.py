@@ -150,3 +150,18 @@ def test_formulas_equal_the_built_model(config: ModelConfig) -> None:
 def test_counting_needs_no_torch() -> None:
     code = "import sys, superblock.models.formulas; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_heads_cost_nothing_before_they_begin() -> None:
+    """Averaged over a training, as it is supervised: the exits may begin at another time than the multi-token loss."""
+
+    def mean(**mtp: object) -> float:
+        return count(small(num_superblocks=3, mtp=MTPConfig(**mtp))).mean_training_flops_per_token(8)
+
+    whole = count(small(num_superblocks=3)).training_flops_per_token(8)
+    trunk = count(small(num_superblocks=3)).training_flops_per_token(8, heads=False)
+    assert mean(start=0) == pytest.approx(whole)
+    assert mean(start=1) == mean(enabled=False) == pytest.approx(trunk)
+    assert mean(start=0.25) == pytest.approx(0.25 * trunk + 0.75 * whole)
+    exits_alone = mean(start=1, exit_start=0.5) - trunk
+    assert exits_alone == pytest.approx(3 * 0.5 * 0.25 * 2 * 64 * 128)  # half of the training, a quarter of the tokens
