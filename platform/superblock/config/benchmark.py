@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from superblock.config.ablation import AblationConfig
 from superblock.config.fields import knob, section
 from superblock.config.finished import HarnessConfig, LanguageConfig
+from superblock.config.probes import ProbesConfig
 from superblock.config.stage import ScaleConfig
 from superblock.config.tracking import TrackingConfig
 
@@ -16,8 +17,8 @@ BENCHMARK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LONGEST_EXPERIMENT_NAME = 36
 PRECISIONS = ("bf16", "fp32")
 PEERS = ("bf16", "fp32", "bf16-eager", "fp32-eager", "bf16-compiled", "fp32-compiled")
-SUITES = ("speed", "growth", "exits", "ablation", "language", "harness")
-EXPERIMENTS = ("growth", "exits", "ablation")
+SUITES = ("speed", "growth", "exits", "ablation", "probes", "language", "harness")
+EXPERIMENTS = ("growth", "exits", "ablation", "probes")
 """Suites that train models and compare how good they become; several processes may share the runs of one."""
 OF_FINISHED_RUNS = ("language", "harness")
 """Suites that look at models that are trained already."""
@@ -120,6 +121,7 @@ class BenchmarkConfig:
     growth: GrowthExperimentConfig = section(GrowthExperimentConfig, "what suite=growth trains")
     exits: ExitsExperimentConfig = section(ExitsExperimentConfig, "what suite=exits trains")
     ablation: AblationConfig = section(AblationConfig, "what suite=ablation trains")
+    probes: ProbesConfig = section(ProbesConfig, "what suite=probes trains")
     language: LanguageConfig = section(LanguageConfig, "what suite=language measures")
     harness: HarnessConfig = section(HarnessConfig, "what suite=harness measures")
     scale: ScaleConfig = section(ScaleConfig, "sizes of the models")
@@ -164,7 +166,7 @@ class BenchmarkConfig:
             if self.suite.name == "ablation" and not (self.ablation.file or self.ablation.arms):
                 yield (
                     "ablation.file",
-                    "name a sweep file, as in ablation.file=wiring, or arms, as in 'ablation.arms={...}'",
+                    "name a sweep file, as in ablation.file=wiring, or ablation.arms",
                 )
             if len(self.name or "") > LONGEST_EXPERIMENT_NAME:
                 yield "name", f"must have at most {LONGEST_EXPERIMENT_NAME} signs: the names of the runs begin with it"

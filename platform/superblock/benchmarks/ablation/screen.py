@@ -1,7 +1,7 @@
 """What a person sees of an experiment: the plan, a line per run with the time that is left, tables at the end."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -64,15 +64,25 @@ class Lines:
         self.screen.line(f"{time.strftime('%H:%M:%S')} waiting for runs of other processes, {count} left")
 
     def left(self, record: Record) -> float:
-        """Seconds of one process for what is planned and not recorded, by what runs have taken on this machine so far."""
-        done = [name for name, entry in record.runs.items() if entry["machine"] == self.machine]
-        planned = sum(record.planned[name]["seconds"] for name in done if name in record.planned)
-        factor = sum(record.runs[name]["seconds_in_all"] for name in done) / planned if planned else 1.0
-        return factor * sum(plan["seconds"] for name, plan in record.planned.items() if name not in record.runs)
+        """See `seconds_left`."""
+        return seconds_left(record, self.machine)
 
     def _say(self, run: Run, text: str) -> None:
         number = f"[{self._number[run.name]}/{len(self._number)}]"
         self.screen.line(f"{time.strftime('%H:%M:%S')} {number:<8} {run.name:<{self._width}}  {text}")
+
+
+def seconds_left(record: Record, machine: str, only: Collection[str] | None = None) -> float:
+    """Seconds of one process for what is planned and not recorded, by what runs have taken on this machine so far.
+
+    Args:
+        only: names of the runs that count; None is all that are planned.
+    """
+    done = [name for name, entry in record.runs.items() if entry["machine"] == machine and name in record.planned]
+    planned = sum(record.planned[name]["seconds"] for name in done)
+    factor = sum(record.runs[name]["seconds_in_all"] for name in done) / planned if planned else 1.0
+    names = [name for name in record.planned if name not in record.runs and (only is None or name in only)]
+    return factor * sum(record.planned[name]["seconds"] for name in names)
 
 
 def planned(runs: Iterable[Run], matmul_limit: float) -> dict[str, dict[str, float]]:
@@ -122,6 +132,6 @@ def failures(record: Record) -> list[str]:
     lines = [f"failed: {name}: {failure['reason']}" for name, failure in record.failed.items()]
     if len(record.commits) > 1:
         lines.append(f"the runs come from {len(record.commits)} states of the code: {', '.join(record.commits)}")
-    if len({entry["data"] for entry in record.runs.values()}) > 1:
+    if len({entry.get("data") for entry in record.runs.values()}) > 1:  # probes make their own
         lines.append("the runs read different texts, so that their bits per byte cannot be compared")
     return lines

@@ -1,0 +1,46 @@
+"""The models that are compared: our superblock with two mixers and two mixtures of experts each, and little else.
+
+All arms have the same width, the same number and width of heads (so that a mixer's four projections have the same
+sizes), the same experts, and hence nearly the same number of parameters: Gated DeltaNet adds its convolution and gates, 1.5 %.
+Experts are few and half of them run for a token; multi-token heads are off. Weights are fp32, and so is all arithmetic.
+
+Initial weights have a standard deviation of D^-0.5 instead of the 0.02 that larger models have: at this width 0.02 leaves
+the output gates nearly shut, and MQAR is not learnt at all within 1,500 steps.
+"""
+
+from superblock.benchmarks.probes.task import ATTENTION, DELTANET, HYBRID, HYBRID_POSITIVE, POSITIVE, Task
+from superblock.config.model import AttentionConfig, DeltaNetConfig, ModelConfig, MoEConfig, MTPConfig
+
+PATTERNS = {
+    ATTENTION: ["gqa", "gqa"],
+    DELTANET: ["gdn", "gdn"],
+    POSITIVE: ["gdn", "gdn"],
+    HYBRID: ["gdn", "gqa"],
+    HYBRID_POSITIVE: ["gdn", "gqa"],
+}
+WITHOUT_NEGATIVE = (POSITIVE, HYBRID_POSITIVE)
+"""Arms whose write strength lies in (0, 1)."""
+WIDTH, HEADS = 64, 2
+ROW = 64
+"""A vocabulary is a multiple of it."""
+
+
+def model_config(task: Task, arm: str) -> ModelConfig:
+    """The model of an arm for a task."""
+    K = task.state_dim
+    longest = max(level.tokens for level in task.levels)
+    return ModelConfig(
+        d_model=WIDTH,
+        vocab_size=-(-task.vocabulary // ROW) * ROW,
+        num_superblocks=1,
+        max_sequence_length=longest,
+        pattern=PATTERNS[arm],
+        init_std=WIDTH**-0.5,
+        gdn=DeltaNetConfig(
+            num_key_heads=HEADS, num_value_heads=HEADS, key_dim=K, value_dim=K,
+            negative_eigenvalues=arm not in WITHOUT_NEGATIVE,
+        ),
+        gqa=AttentionConfig(num_heads=HEADS, num_kv_heads=HEADS, head_dim=K, rope_fraction=task.rope_fraction),
+        moe=MoEConfig(num_experts=4, top_k=2, d_expert=32, d_shared=32),
+        mtp=MTPConfig(enabled=False),
+    )  # fmt: skip
