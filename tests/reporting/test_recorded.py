@@ -1,5 +1,6 @@
 """A report in MLflow: a run of its own, once."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,11 @@ def test_a_run_of_its_own_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     (folder / "index.html").write_text("<p>another page")
     record(REPORT, folder, config, say=said.append)
-    assert len(recorded(config)) == 2
+    [(client, run)] = recorded(config)  # the same report, drawn anew
+    assert Path(client.download_artifacts(run.info.run_id, "index.html")).read_text() == "<p>another page"
+    write_report(replace(REPORT, verdict="regressed"), folder)
+    record(replace(REPORT, verdict="regressed"), folder, config, say=said.append)
+    assert {run.data.tags["verdict"] for _, run in recorded(config)} == {"unchanged", "regressed"}
 
 
 def _refuse(*given: Any) -> Any:

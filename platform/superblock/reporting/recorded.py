@@ -1,7 +1,7 @@
 """The report as a run of its own in MLflow: tags to find it by, its pages as artifacts; each report once."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from superblock.config.tracking import TrackingConfig
 from superblock.reporting.content import Report
+from superblock.reporting.files import FILE
 from superblock.tracking.files import read_json, write_json
 from superblock.tracking.identity import stage_color, user
 from superblock.tracking.provenance import command_line
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ARTIFACTS = ("index.html", "report.md", "report.json")
-DIGEST_TAG = "report.digest"
+REPORT_TAG, PAGES_TAG = "report.digest", "report.pages"
 NOTE_FILE = ".recorded.json"
 """Beside the reports: what is in which store already, so that MLflow need not be asked again."""
 
@@ -40,29 +41,28 @@ def record(report: Report, folder: Path, config: TrackingConfig, *, say: Callabl
     if uri is None:
         return
     pages = [folder / name for name in ARTIFACTS if (folder / name).is_file()]
-    digest = sha256(b"".join(page.read_bytes() for page in pages)).hexdigest()[:16]
-    note, place = folder.parent / NOTE_FILE, f"{without_password(uri)} {config.experiment}"
-    if read_json(note).get(report.name) == {"digest": digest, "place": place}:
+    place, note = f"{without_password(uri)} {config.experiment}", folder.parent / NOTE_FILE
+    known = {"place": place, "report": _digest(folder / FILE), "pages": _digest(*pages)}
+    if read_json(note).get(report.name) == known:
         return
     try:
         client, experiment_id = open_store(uri, config.experiment)
-        _record_once(client, experiment_id, report, pages, digest)
+        _record_once(client, experiment_id, report, pages, known)
     except Exception as error:  # whatever MLflow, its database or the network raises
         say(f"not recorded in MLflow: {without_password(uri)}: {reason_of(error)}; the next report tries again")
         return
     with suppress(OSError):
-        write_json(note, {**read_json(note), report.name: {"digest": digest, "place": place}})
+        write_json(note, {**read_json(note), report.name: known})
     say(f"recorded in MLflow: run {report.name} of experiment {config.experiment}")
 
 
-def tags(report: Report, digest: str) -> dict[str, str]:
+def tags(report: Report) -> dict[str, str]:
     """What the run is found and shown by."""
     return {
         "suite": "report",
         "verdict": report.verdict,
         "report.name": report.name,
         "report.baseline": report.baseline or "none",
-        DIGEST_TAG: digest,
         "mlflow.runColor": stage_color("report"),
         "mlflow.user": user(),
         "mlflow.source.type": "LOCAL",
@@ -70,18 +70,25 @@ def tags(report: Report, digest: str) -> dict[str, str]:
     }
 
 
-def _record_once(client: "MlflowClient", experiment_id: str, report: Report, pages: list[Path], digest: str) -> None:
-    """Goes on with a run that an interrupted process left, and makes none where one is whole."""
-    found = client.search_runs([experiment_id], f"tags.`{DIGEST_TAG}` = '{digest}'", max_results=1)
-    if found and found[0].info.status == "FINISHED":
+def _record_once(
+    client: "MlflowClient", experiment_id: str, report: Report, pages: list[Path], digests: Mapping[str, str]
+) -> None:
+    """Makes no second run of a report; one that was interrupted, or whose pages look different by now, is completed."""
+    found = client.search_runs([experiment_id], f"tags.`{REPORT_TAG}` = '{digests['report']}'", max_results=1)
+    if found and found[0].info.status == "FINISHED" and found[0].data.tags.get(PAGES_TAG) == digests["pages"]:
         return
     if found:
         run_id = found[0].info.run_id
     else:
-        known = tags(report, digest)
+        known = tags(report) | {REPORT_TAG: digests["report"]}
         run_id = client.create_run(experiment_id, int(time.time() * 1000), known, run_name=report.name).info.run_id
     for page in pages:
         client.log_artifact(run_id, str(page))
         if page.suffix == ".md":
             client.set_tag(run_id, "mlflow.note.content", cut(page.read_text(encoding="utf-8"), MAX_TAG))
+    client.set_tag(run_id, PAGES_TAG, digests["pages"])
     client.set_terminated(run_id, "FINISHED")
+
+
+def _digest(*files: Path) -> str:
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
