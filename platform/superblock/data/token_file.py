@@ -83,7 +83,9 @@ class TokenFile:
         try:
             width = np.dtype(str(self._meta["dtype"])).itemsize
             size = (self.folder / f"{self.name}.bin").stat().st_size
-            return size == width * len(self) and len(self.doc_starts) == len(self.groups) == int(self._meta["documents"])
+            return size == width * len(self) and len(self.doc_starts) == len(self.groups) == int(
+                self._meta["documents"]
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
