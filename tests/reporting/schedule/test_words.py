@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from superblock.cli.overrides import literal
 from superblock.config.report import ReportConfig
-from superblock.reporting.schedule.words import command, quoted
+from superblock.reporting.schedule.words import command, free, quoted
 
 TEXTS = st.text(st.characters(min_codepoint=32, exclude_categories=("Cs",)), min_size=1, max_size=12)
 
@@ -61,10 +61,13 @@ def test_any_value_survives_the_shell_and_hydra(value: Any) -> None:
 
 
 @settings(max_examples=40)
-@given(value=TEXTS)
+@given(
+    value=TEXTS
+    | TEXTS.map(lambda text: f"'{text}'")
+    | st.sampled_from(["'", '"', "''", "null", "a,b", "[x]", "${y}", "a\\"])
+)
 def test_any_free_text_survives(value: str) -> None:
-    """Quoted already, so that it is not quoted again."""
-    assert as_hydra_reads(f"schedule.before={quoted(value)}") == value
+    assert as_hydra_reads(f"schedule.before={free(value)}") == value
 
 
 @settings(max_examples=30)

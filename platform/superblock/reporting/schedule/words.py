@@ -25,9 +25,9 @@ def command(config: ReportConfig, *, due: bool) -> list[str]:
     schedule = config.schedule
     words = [word for word in settings(config, ReportConfig()) if not word.startswith("schedule.")]
     if schedule.before is not None:
-        words.append(f"schedule.before={quoted(schedule.before)}")
+        words.append(f"schedule.before={free(schedule.before)}")
     if due:
-        words += [f"schedule.cron={quoted(schedule.cron or '')}", "schedule.due=true", f"schedule.name={schedule.name}"]
+        words += [f"schedule.cron={free(schedule.cron or '')}", "schedule.due=true", f"schedule.name={schedule.name}"]
     return [sys.executable, "-m", "superblock.cli", "report", *words]
 
 
@@ -44,6 +44,11 @@ def settings(config: Any, default: Any, prefix: str = "") -> Iterator[str]:
             yield from settings(value, usual, f"{prefix}{field.name}.")
         elif value != usual:
             yield f"{prefix}{field.name}={quoted(value)}"
+
+
+def free(text: str) -> str:
+    """The value of a key that is taken as it is typed (`cli.overrides.FREE_TEXT`), unless it looks quoted."""
+    return quoted(text) if len(text) < 2 or (text[0] == text[-1] and text[0] in "'\"") else text
 
 
 def quoted(value: Any) -> str:
