@@ -2,7 +2,7 @@
 
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -105,7 +105,7 @@ def test_grown_arms_share_their_parent_and_pay_for_it() -> None:
 
 def test_the_command_line_counts_and_adds_arms(tmp_path: Path) -> None:
     typed = AblationConfig(
-        file="mtp", arms={"deep": "model.mtp.depth=2"}, stages=["mvp1"], seeds=[7], budget="9 steps", reference="early",
+        file="mtp", arms=["deep: model.mtp.depth=2"], stages=["mvp1"], seeds=[7], budget="9 steps", reference="early",
         overrides="optim=muon schedule=cosine",
     )  # fmt: skip
     sweep = read_sweep(typed)
@@ -166,13 +166,20 @@ def test_errors_name_file_arm_and_key(tmp_path: Path, text: str) -> None:
     assert WRONG[text] in str(error.value) and str(error.value).startswith(str(tmp_path))
 
 
+def test_arms_may_be_typed(superblock: Callable) -> None:
+    answer = superblock("benchmark", "suite=ablation", 'ablation.arms=["a:","b: optim=muo"]')
+    assert answer.status == 2 and "ablation: arms.b.overrides: optim=muo: must be one of adamw, muon" in answer.err
+    answer = superblock("benchmark", "suite=ablation", "ablation.arms=[a,b]")
+    assert answer.status == 2 and "must be a name, a colon and overrides" in answer.err
+
+
 def test_files_and_scales_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ablation.file=wirring: is no file, and none of .*; did you mean wiring?"):
         read_sweep(AblationConfig(file="wirring"))
     with pytest.raises(ConfigError, match="ablation.file=null: name a sweep file"):
         validate(settings())
     with pytest.raises(ConfigError, match="ablation.arms.muon: optimizer.yaml has an arm of this name"):
-        read_sweep(AblationConfig(file="optimizer", arms={"muon": ""}))
+        read_sweep(AblationConfig(file="optimizer", arms=["muon:"]))
     path = tmp_path / "wide.yaml"
     path.write_text(f"scale: tiny\n{ARMS}")
     config = settings(file=str(path))

@@ -14,10 +14,10 @@ class AblationConfig:
         None,
         "sweep file: wiring, mixers, mtp, experts, optimizer, growth, eigenvalues (conf/ablation), or the path of your own",
     )
-    arms: dict[str, str] = knob(
-        dict,
-        "arms beside those of the file, by name, each with the overrides of `run` that make it, as in "
-        '\'ablation.arms={adamw: "", muon: "optim=muon"}\'',
+    arms: list[str] = knob(
+        list,
+        "arms beside those of the file, each a name and the overrides of `run` that make it, as in "
+        '\'ablation.arms=["adamw:","muon: optim=muon"]\'',
     )
     reference: str | None = knob(
         None, "arm that the others are compared with; null is what the file says, or the first"
@@ -44,5 +44,8 @@ class AblationConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         if len(set(self.seeds)) < len(self.seeds):
             yield "seeds", "must name each seed once"
+        for arm in self.arms:
+            if ":" not in arm:
+                yield "arms", f"{arm}: must be a name, a colon and overrides, as in 'muon: optim=muon'"
         if len(set(self.stages)) < len(self.stages):
             yield "stages", "must name each stage once"

@@ -14,6 +14,7 @@ from superblock.config.fields import ConfigError
 
 SUITE_SCALE = "mini"
 """Of conf/suite/ablation.yaml: another one was typed."""
+QUICK = "3 steps of the reference"
 
 
 def run(config: BenchmarkConfig, compose: Compose) -> int:
@@ -23,22 +24,23 @@ def run(config: BenchmarkConfig, compose: Compose) -> int:
         ConfigError: naming the sweep file, the arm and the key.
     """
     sweep = read_sweep(config.ablation)
+    if config.quick:
+        sweep = replace(sweep, budget_words=QUICK)
     config = replace(_at_its_scale(config, sweep, compose), ablation=sweep.as_config())
     common = common_words(config, compose)
-    planned = plan_arms(sweep, compose, common, quick=config.quick)
+    planned = plan_arms(sweep, compose, common)
     screen = Screen()
-    for line in budget_lines(sweep, planned, quick=config.quick):
+    for line in budget_lines(sweep, planned):
         screen.line(line)
     runs = sweep_runs(planned, sweep.seeds, quick=config.quick)
     conclude = concluding(sweep, planned)
     return carry_out(config, compose, Experiment("ablation", runs, common, conclude, tables, panels, stem=sweep.stem))
 
 
-def budget_lines(sweep: Sweep, planned: Sequence[Planned], *, quick: bool) -> Iterator[str]:
+def budget_lines(sweep: Sweep, planned: Sequence[Planned]) -> Iterator[str]:
     """What every arm is trained for, and how far whole steps are from the budget."""
-    words = "3 steps of the reference (quick)" if quick else sweep.budget_words
-    equal = "equal FLOPs" if quick or sweep.budget.unit == "flops" else f"equal {sweep.budget.unit}, not equal FLOPs"
-    yield f"{sweep.title or sweep.source}; {words} per arm and stage: {equal}"
+    equal = "equal FLOPs" if sweep.budget.unit == "flops" else f"equal {sweep.budget.unit}, not equal FLOPs"
+    yield f"{sweep.title or sweep.source}; {sweep.budget_words} per arm and stage: {equal}"
     width = max(len(f"{one.stage}/{one.arm.name}") for one in planned)
     for one in planned:
         before = f" after {one.parent.steps} of {one.parent.stage}" if one.parent else ""

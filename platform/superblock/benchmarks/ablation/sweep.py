@@ -46,7 +46,7 @@ class Sweep:
 
     def as_config(self) -> AblationConfig:
         """The sweep as it would be typed without a file: what the experiment is known by."""
-        arms = {arm.name: shlex.join(arm.words) for arm in self.arms}
+        arms = [f"{arm.name}: {shlex.join(arm.words)}" for arm in self.arms]
         return AblationConfig(
             file=self.stem or None, arms=arms, reference=self.reference, stages=list(self.stages), seeds=list(self.seeds),
             budget=self.budget_words, overrides=shlex.join(self.overrides), parent_share=self.parent_share,
@@ -72,7 +72,7 @@ def read_sweep(config: AblationConfig) -> Sweep:
              "parent_share": config.parent_share}  # fmt: skip
     content = {**DEFAULTS, **content, **{key: value for key, value in given.items() if value not in (None, [])}}
     arms: list[Arm] = content.get("arms", [])
-    typed = [Reader("ablation").arm(name, words) for name, words in config.arms.items()]
+    typed = [Reader("ablation").arm(*_halves(arm)) for arm in config.arms]
     for arm in typed:
         if any(arm.name == other.name for other in arms):
             raise ConfigError(f"ablation.arms.{arm.name}: {source} has an arm of this name; choose another")
@@ -116,6 +116,12 @@ def _text(file: str | None) -> tuple[str, str, str]:
         return path.read_text(encoding="utf-8"), str(path), stem
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"ablation.file={file}: cannot be read: {error}") from None
+
+
+def _halves(arm: str) -> tuple[str, str]:
+    """`muon: optim=muon` as a name and overrides."""
+    name, _, words = arm.partition(":")
+    return name.strip(), words.strip()
 
 
 def _title(text: str) -> str:

@@ -48,19 +48,18 @@ class Planned:
         return self.own.flops + (self.parent.flops if self.parent else 0.0)
 
 
-def plan_arms(sweep: Sweep, compose: Compose, common: Sequence[str], *, quick: bool = False) -> list[Planned]:
+def plan_arms(sweep: Sweep, compose: Compose, common: Sequence[str]) -> list[Planned]:
     """Every arm at every stage with its steps.
 
     Args:
         compose: makes the configuration of a run.
         common: overrides of all runs.
-        quick: as much as three steps of the reference.
 
     Raises:
         ConfigError: naming file, arm and key: for overrides that cannot work, for arms that read another text, and for two
             that are the same.
     """
-    budget = ArmBudget(3, "flops", of_reference=True) if quick else sweep.budget
+    budget = sweep.budget
     found = []
     for stage in sweep.stages:
         configs = {arm.name: _compose(sweep, arm, compose, stage, common) for arm in sweep.arms}
