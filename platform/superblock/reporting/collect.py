@@ -47,7 +47,6 @@ def collect(config: ReportConfig, *, say: Callable[[str], None]) -> Facts:
             say(f"{_count(len(more), 'run')}{' more' if config.source == 'auto' else ''} in MLflow at {place}")
     runs = _chosen(told, config.select, problems)
     records = read_records(config.records, problems.append)
-    say(f"{_count(len(runs), 'finished run')} to report, {_count(len(records), 'record')} of benchmarks")
     return Facts(runs, records, " and ".join(sources), tuple(problems))
 
 

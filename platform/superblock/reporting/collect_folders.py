@@ -20,9 +20,8 @@ from superblock.tracking.spool import FILE_NAME
 Problem = Callable[[str], None]
 STATEMENTS_FILE, LANGUAGE_FILE, SAMPLES_FILE = "statements.json", "language.json", "samples.md"
 LABELS = ("stage", "scale", "arm", "seed", "fingerprint", "suite")
-_METRICS = re.compile(rb'\{"kind":"metrics","time":\d+,"step":(\d+),')
-"""How `Spool` writes the head of such a line."""
-_EXPERTS = b'"experts/layer_'
+_METRICS = re.compile(rb'\{"kind":"metrics","time":\d+,"step":(\d+),"values":\{"([^/"]*)')
+"""How `Spool` writes the head of such a line, up to the section of its first metric: a line holds one section's."""
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -95,7 +94,8 @@ def read_spool(path: Path) -> Spooled:
     """
     found = Spooled()
     places: dict[str, list[Place]] = {name: [] for name in (*CURVES, "experts")}
-    marks = {f'"{name}":'.encode(): name for name in CURVES} | {_EXPERTS: "experts"}
+    marks = {name.partition("/")[0].encode(): (f'"{name}":'.encode(), name) for name in CURVES}
+    marks[b"experts"] = (b"", "experts")
     if not path.exists():
         return found
     with open(path, "rb") as file:
@@ -109,10 +109,8 @@ def read_spool(path: Path) -> Spooled:
                 _other(line, found, places)
             elif (step := int(head[1])) == 0:
                 found.latest.update((k, v) for k, v in _values(line).items() if is_result(k))
-            else:
-                for mark, name in marks.items():
-                    if mark in line:
-                        places[name].append((step, begin))
+            elif (known := marks.get(head[2])) is not None and known[0] in line:
+                places[known[1]].append((step, begin))
         for name in CURVES:
             _pick(file, name, places[name], found)
         if places["experts"]:
