@@ -298,3 +298,15 @@ def test_an_empty_index_says_how_to_begin(tmp_path: Path) -> None:
     render_index(tmp_path)
     assert "python -m platform.report" in (tmp_path / "index.html").read_text()
     assert "python -m platform.report" in (tmp_path / "index.md").read_text()
+
+
+def test_every_rule_of_the_style_closes(rendered: dict[str, Path]) -> None:
+    style = (rendered["minimal"] / "index.html").read_text().split("<style>")[1].split("</style>")[0]
+    depths = [0]
+    for sign in re.sub(r"[^{}]", "", style):
+        depths.append(depths[-1] + (1 if sign == "{" else -1))
+    assert (depths[-1], max(depths)) == (0, 2), "a rule stands within a media query at most"
+
+
+def test_pages_stay_small(rendered: dict[str, Path]) -> None:
+    assert (rendered["full"] / "index.html").stat().st_size < 2_000_000
