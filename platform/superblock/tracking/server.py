@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from urllib.parse import quote, urlencode
@@ -53,14 +53,13 @@ def serve(config: TrackingConfig, report: Report = print) -> int:
             "tracking=none: keeps no MLflow store, so there is nothing to show; use tracking=sqlite or server"
         )
     if not is_database(uri):
-        _say_where(uri, _remote_experiment(uri, config.experiment), report)
+        _say_where(uri, remote_experiment(uri, config.experiment), report)
         return 0
     database = database_path(uri)
     if database and not database.exists():
         raise ConfigError(
             f"tracking.uri={uri}: nothing is recorded there yet; run `python -m platform.run stage=mvp1` first"
         )
-    _require_free_port(config.port)
     return _serve_database(uri, config, report)
 
 
@@ -93,37 +92,65 @@ def server_environment(uri: str) -> dict[str, str]:
     }
 
 
-def _serve_database(uri: str, config: TrackingConfig, report: Report) -> int:
-    database = database_path(uri)
-    artifacts = artifact_folder(database)
-    log = artifacts.parent / "ui.log"
+@contextmanager
+def running_server(uri: str, port: int, report: Report) -> Iterator["subprocess.Popen[bytes] | None"]:
+    """A server that answers at `http://127.0.0.1:<port>` until the end of the block; None if it did not start.
+
+    Args:
+        uri: of a database, from `store_uri`.
+        report: shows a line to the user.
+
+    Raises:
+        ConfigError: if the port is taken.
+    """
+    _require_free_port(port)
+    log = server_log(uri)
     log.parent.mkdir(parents=True, exist_ok=True)
-    report(f"starting MLflow on {database or without_password(uri)}, about 10 s")
+    report(f"starting MLflow on {database_path(uri) or without_password(uri)}, about 10 s")
     with open(log, "wb") as output:
         server = subprocess.Popen(
-            server_command(artifacts, config.port), env=server_environment(uri), stdout=output, stderr=subprocess.STDOUT,
-            cwd=log.parent, start_new_session=True,  # Ctrl-C reaches us alone, and we end all of its processes
+            server_command(artifact_folder(database_path(uri)), port), env=server_environment(uri), stdout=output,
+            stderr=subprocess.STDOUT, cwd=log.parent, start_new_session=True,  # Ctrl-C reaches us alone: we end all of it
         )  # fmt: skip
+    try:
+        if _wait_until_healthy(server, port, report):
+            yield server
+        else:
+            report(f"the server did not start; its last words ({log}):\n{_tail(log)}")
+            yield None
+    finally:
+        _end(server)
+
+
+def server_log(uri: str) -> Path:
+    """What the server of a database says."""
+    return artifact_folder(database_path(uri)).parent / "ui.log"
+
+
+def _serve_database(uri: str, config: TrackingConfig, report: Report) -> int:
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        if not _wait_until_healthy(server, config.port, report):
-            report(f"the server did not start; its last words ({log}):\n{_tail(log)}")
+        with running_server(uri, config.port, report) as server:
+            if server is None:
+                return 1
+            _say_where(f"http://{HOST}:{config.port}", _local_experiment(uri, config), report)
+            report("Ctrl-C ends the server")
+            server.wait()
+            report(f"the server ended by itself; its last words ({server_log(uri)}):\n{_tail(server_log(uri))}")
             return 1
-        base = f"http://{HOST}:{config.port}"
-        known = (
-            find_experiment(database, config.experiment) if database else _remote_experiment(base, config.experiment)
-        )
-        _say_where(base, known, report)
-        report("Ctrl-C ends the server")
-        server.wait()
-        report(f"the server ended by itself; its last words ({log}):\n{_tail(log)}")
-        return 1
     except KeyboardInterrupt:
         report("server ended")
         return 0
     finally:
         signal.signal(signal.SIGTERM, previous)
-        _end(server)
+
+
+def _local_experiment(uri: str, config: TrackingConfig) -> str | None:
+    """The experiment's id in a database that is being served: from its file, else from the server."""
+    database = database_path(uri)
+    if database:
+        return find_experiment(database, config.experiment)
+    return remote_experiment(f"http://{HOST}:{config.port}", config.experiment)
 
 
 def _say_where(base: str, experiment_id: str | None, report: Report) -> None:
@@ -178,7 +205,7 @@ def _healthy(port: int) -> bool:
         return False
 
 
-def _remote_experiment(uri: str, name: str) -> str | None:
+def remote_experiment(uri: str, name: str) -> str | None:
     """The experiment's id on a server; None if the server does not answer or does not know it."""
     address = f"{uri}/api/2.0/mlflow/experiments/get-by-name?{urlencode({'experiment_name': name})}"
     try:
