@@ -2,9 +2,9 @@
 
     python tests/reporting/detection_rates.py [folder]
 
-Writes `<date>-detection.json` to the folder (reports/records without one): false alarms where nothing changed, and the share
+Writes `<date>-detection.json` and the same as tables, `.md`, to the folder (reports/records without one): false alarms where nothing changed, and the share
 of planted changes that is found, by length of the history, noise, size of the change and points behind it, and by number of
-seeds. Equal seeds give equal rates; under two minutes on one core. Deviations of the noise are of logarithms,
+seeds. Equal seeds give equal rates; about two minutes of one core. Deviations of the noise are of logarithms,
 0.01 is 1 %; a change of 0.05 is 5 % slower, or 5 % more bits per byte. A point of a history is an occasion: the mean (speed: median) of its seeds.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
+from detection_tables import seen, tables
 from made_up import BITS, MEMORY, NOISES, SPEED, group
 
 from superblock.reporting.changepoint import LEVEL
@@ -73,9 +74,9 @@ def history_rows() -> Iterator[dict[str, Any]]:
         for noise in ("normal", "heavy_tail", "outliers"):
             for spread in SPREADS[kind]:
                 yield _row(kind, noise, spread, least, 3, LENGTHS)
-        for noise in ("normal", "outliers"):
-            for spread in SPREADS[kind]:
-                yield _row(kind, noise, spread, least, 6, (20,))
+    for noise in ("normal", "outliers"):
+        for spread in SPREADS["speed"]:
+            yield _row("speed", noise, spread, 0.05, 6, (20,))
     for kind, change in (("speed", 0.01), ("speed", 0.02), ("speed", 0.1), ("quality", 0.02), ("quality", 0.05)):
         for spread in SPREADS[kind]:
             yield _row(kind, "normal", spread, change, 3, (10, 20))
@@ -171,14 +172,16 @@ def main() -> None:
     record = {
         "what": "false alarms and found changes of reporting/history.py and reporting/comparing.py on made-up data",
         "date": day, "command": "python tests/reporting/detection_rates.py", "commit": code.commit, "dirty": code.dirty,
-        "minimum_effects": dict(MINIMUM_EFFECT), "level_of_a_change": LEVEL,
+        "minimum_effects": dict(MINIMUM_EFFECT), "level_of_a_change": LEVEL, "seen": seen(RECORDS),
         "histories": {"each": HISTORIES, "rows": histories}, "reports": {"each": REPORTS, "rows": reports},
         "processor_seconds": round(time.process_time() - began, 1),
     }  # fmt: skip
-    write_json(folder / f"{day}-detection.json", record)
-    print(
-        f"{folder / f'{day}-detection.json'}: {len(histories) + len(reports)} rows in {record['processor_seconds']} s"
-    )
+    path = folder / f"{day}-detection.json"
+    unfinished = path.with_suffix(".md.tmp")
+    unfinished.write_text(tables(record), encoding="utf-8")
+    unfinished.replace(path.with_suffix(".md"))
+    write_json(path, record)
+    print(f"{path}: {len(histories) + len(reports)} rows in {record['processor_seconds']} s")
 
 
 if __name__ == "__main__":

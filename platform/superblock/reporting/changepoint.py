@@ -23,8 +23,10 @@ MINIMUM_LENGTH = MINIMUM_BEFORE + MINIMUM_AFTER
 LEVEL = 0.01
 """Chance of finding a change where there is none, if the noise is normal; half of it for a change to the worse."""
 MOST_CHANGES = 6
-OUTLIER = 4.0
+OUTLIER = 5.0
 """Deviations from the running median beyond which a value stands alone."""
+MOST_ALIKE = 0.8
+"""Largest correlation of neighbours that is believed."""
 FLOOR = 1e-6
 """Smallest deviation of the noise: a deterministic run repeats its value to the last digit."""
 
@@ -55,6 +57,8 @@ class Fit:
     """None where the noise explains everything."""
     noise: float
     """Deviation of single values about their level, without outliers."""
+    dependence: float
+    """Factor of the means' deviation, 1 for independent values."""
     level: float
     """At the end."""
     outliers: tuple[int, ...]
@@ -69,7 +73,7 @@ class Fit:
             smallest: the change that counts; values have to lie beyond half of it, see `history`.
             share: asked power.
         """
-        error = self.noise * math.sqrt(1 / MINIMUM_AFTER + 1 / self.n)
+        error = self.noise * self.dependence * math.sqrt(1 / MINIMUM_AFTER + 1 / self.n)
         places = self.n - MINIMUM_BEFORE + 1
         sure = (t_quantile(1 - LEVEL / 2 / places, self.n + 1) + t_quantile(share, self.n + 1)) * error
         each = share ** (1 / MINIMUM_AFTER)
@@ -95,7 +99,9 @@ def fit(values: Sequence[float]) -> Fit | None:
     for starts in _starts(clean):
         levels = _Levels.of(clean, starts)
         if all(levels.p_value(step) <= LEVEL for step in range(1, len(starts))):
-            return Fit(levels.shift(kept), levels.noise, float(levels.means[-1]), left_out, len(clean))
+            return Fit(
+                levels.shift(kept), levels.noise, levels.dependence, float(levels.means[-1]), left_out, len(clean)
+            )
     raise AssertionError("a single level always fits")
 
 
@@ -153,19 +159,24 @@ class _Levels:
     sizes: NDArray[np.int64]
     noise: float
     """Deviation about the means."""
+    dependence: float
+    """By how much means deviate more than those of independent values: neighbours resemble each other where the state of
+    the machine outlasts an occasion. sqrt((1 + r) / (1 - r)) with the correlation r of neighbours (Bartlett 1946)."""
     freedom: int
 
     @classmethod
     def of(cls, series: NDArray[np.float64], starts: list[int]) -> "_Levels":
         sizes = np.diff([*starts, len(series)])
         means = np.add.reduceat(series, starts) / sizes
-        rest = float(((series - np.repeat(means, sizes)) ** 2).sum())
-        freedom = len(series) - len(starts)
-        return cls(starts, means, sizes, max(math.sqrt(rest / freedom), FLOOR), freedom)
+        rest = series - np.repeat(means, sizes)
+        squares, freedom = float(rest @ rest), len(series) - len(starts)
+        alike = min(max(float(rest[1:] @ rest[:-1]) / max(squares, FLOOR**2), 0.0), MOST_ALIKE)
+        dependence = math.sqrt((1 + alike) / (1 - alike))
+        return cls(starts, means, sizes, max(math.sqrt(squares / freedom), FLOOR), dependence, freedom)
 
     def error(self, first: int, last: int) -> float:
         """Standard error of the difference of two means."""
-        return self.noise * math.sqrt(1 / self.sizes[first] + 1 / self.sizes[last])
+        return self.noise * self.dependence * math.sqrt(1 / self.sizes[first] + 1 / self.sizes[last])
 
     def p_value(self, step: int) -> float:
         """Of the difference between a stretch and the one before, for every place it could have."""
