@@ -7,7 +7,16 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from superblock.evaluation.statistics import bootstrap_interval, holm, paired_interval, paired_p_value, t_interval
+from superblock.evaluation.statistics import (
+    bootstrap_interval,
+    holm,
+    paired_interval,
+    paired_p_value,
+    t_interval,
+    t_quantile,
+    t_tail,
+    values_needed,
+)
 
 
 def ratio(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -79,3 +88,19 @@ def test_holm_keeps_the_family_honest() -> None:
     draws = np.random.default_rng(0).uniform(size=(2000, 6))
     wrong = sum(min(holm({str(i): p for i, p in enumerate(row)}).values()) < 0.05 for row in draws)
     assert 70 < wrong < 130
+
+
+def test_values_needed_suffice_and_one_fewer_does_not() -> None:
+    n = values_needed(0.01, 0.004)
+    assert n is not None
+    half = [t_quantile(0.975, k - 1) * 0.01 / math.sqrt(k) for k in (n - 1, n)]
+    assert half[0] > 0.004 >= half[1]
+    assert (
+        values_needed(0.0, 0.1) == 2 and values_needed(1.0, 0.0) is None and values_needed(1.0, 0.01, most=50) is None
+    )
+
+
+def test_t_is_scipys() -> None:
+    assert t_quantile(0.975, 4) == pytest.approx(stats.t.ppf(0.975, 4)) and t_tail(2.5, 3) == pytest.approx(
+        stats.t.sf(2.5, 3)
+    )
