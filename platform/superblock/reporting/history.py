@@ -9,6 +9,12 @@ alarm if
     it is younger than the pinned baseline, whose pinning says that the state was accepted.
 
 So a single slow point is none, nor is a change that was reverted since. A drift in several steps counts as one change.
+
+Measured over 1,000 made-up histories a cell (reports/records/2026-11-21-detection.md): at most 4.4 % alarms where nothing
+changed, whatever the noise; below 1 % where it is normal. A change of just the minimum effect with three points behind it
+is found in 92 % (10 points) to 98 % (50) if points vary by a fifth of the effect (1 % of speed), in about half if they vary
+by two fifths, and hardly if they vary by the whole. Speed on a busy machine does: what each history would find is in its
+words.
 """
 
 import math
