@@ -61,7 +61,7 @@ def test_the_two_commands_are_one_line_each(name: str) -> None:
 
 def test_the_two_commands_do_what_they_say() -> None:
     assert "python -m platform.run stage=mvp1" in marked("run")[0]
-    assert marked("test")[0].endswith("python -m pytest")
+    assert marked("test")[0].endswith("python -m pytest -n logical")
 
 
 @pytest.mark.parametrize(("command", "overrides"), typed())
