@@ -1,7 +1,8 @@
 """The models that are compared: our superblock with two mixers and two mixtures of experts each, and little else.
 
-All arms have the same width, the same number and width of heads (so that a mixer's four projections have the same
-sizes), the same experts, and hence nearly the same number of parameters: Gated DeltaNet adds its convolution and gates, 1.5 %.
+All arms have the same width, two heads, the same experts, and mixers whose projections have the same size: where keys of
+Gated DeltaNet are narrower than a head of attention, its values are as much wider. So the numbers of parameters are nearly
+equal: Gated DeltaNet adds its convolution and gates (and wider outputs where keys are narrow), 1.5 to 6 %.
 Experts are few and half of them run for a token; multi-token heads are off. Weights are fp32, and so is all arithmetic.
 
 Initial weights have a standard deviation of D^-0.5 instead of the 0.02 that larger models have: at this width 0.02 leaves
@@ -20,14 +21,13 @@ PATTERNS = {
 }
 WITHOUT_NEGATIVE = (POSITIVE, HYBRID_POSITIVE)
 """Arms whose write strength lies in (0, 1)."""
-WIDTH, HEADS = 64, 2
+WIDTH, HEADS, HEAD = 64, 2, 32
 ROW = 64
 """A vocabulary is a multiple of it."""
 
 
 def model_config(task: Task, arm: str) -> ModelConfig:
     """The model of an arm for a task."""
-    K = task.state_dim
     longest = max(level.tokens for level in task.levels)
     return ModelConfig(
         d_model=WIDTH,
@@ -36,11 +36,12 @@ def model_config(task: Task, arm: str) -> ModelConfig:
         max_sequence_length=longest,
         pattern=PATTERNS[arm],
         init_std=WIDTH**-0.5,
+        tie_embeddings=task.tied,
         gdn=DeltaNetConfig(
-            num_key_heads=HEADS, num_value_heads=HEADS, key_dim=K, value_dim=K,
+            num_key_heads=HEADS, num_value_heads=HEADS, key_dim=task.key_dim, value_dim=2 * HEAD - task.key_dim,
             negative_eigenvalues=arm not in WITHOUT_NEGATIVE,
         ),
-        gqa=AttentionConfig(num_heads=HEADS, num_kv_heads=HEADS, head_dim=K, rope_fraction=task.rope_fraction),
+        gqa=AttentionConfig(num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD, rope_fraction=task.rope_fraction, rope_theta=task.rope_theta),
         moe=MoEConfig(num_experts=4, top_k=2, d_expert=32, d_shared=32),
         mtp=MTPConfig(enabled=False),
     )  # fmt: skip

@@ -143,7 +143,8 @@ def mqar_task() -> Task:
         published_setting="vocabulary 8192, 100,000 examples, (64,4) to (256,64) trained, to (1024,256) tested; d 64 to 512, 2 layers",
         published="DeltaNet 100 % at these sizes, where its state is large enough; attention about 100 %; fixed states fall with the pairs",
         rope_fraction=1.0,
-        state_dim=16,
+        tied=True,
+        key_dim=16,
     )
 
 

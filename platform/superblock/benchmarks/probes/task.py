@@ -99,9 +99,12 @@ class Task:
     published: str | None
     """What others measured, in words, with its source."""
     rope_fraction: float = 0.25
+    rope_theta: float = 10000.0
     """Position encoding of attention, see `AttentionConfig`."""
-    state_dim: int = 16
-    """Width of a head of Gated DeltaNet; its state has the square of it."""
+    tied: bool = False
+    """One table for reading and answering tokens, as in Zoology: what was looked up is then nearly the answer."""
+    key_dim: int = 32
+    """Width of a key of Gated DeltaNet: so many associations fit into a head's state without disturbing each other."""
 
     def sequences(self, draw: Draw) -> int:
         """Sequences of a step of one of `batches`."""
