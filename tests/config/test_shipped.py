@@ -17,6 +17,7 @@ NEEDS = {  # what an option cannot do without
     "data=text": "data.path=x.txt",
     "data=hub": "data.name=x",
     "tracking=server": "tracking.uri=http://localhost:5000",
+    "tracking=postgresql": "tracking.uri=postgresql://anna@localhost/runs",
 }
 SHIPPED = [(group, name) for group in groups("run") for name in options(group)]
 FIELD = {"data": "source", "tracking": "store", "model": "family", "trainer": None, "evaluation": None}

@@ -1,6 +1,9 @@
 """Which store a configuration means."""
 
+import socket
 import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from superblock.config.fields import ConfigError
 from superblock.config.tracking import TrackingConfig
 from superblock.tracking.store import artifact_folder, find_experiment, open_store, store_uri, without_password
+from superblock.tracking.versions import StoreAway, read_versions
 
 
 def test_store_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,11 +26,45 @@ def test_store_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("store", "uri"),
-    [("server", None), ("server", "ftp://h"), ("sqlite", "./mlruns"), ("sqlite", "sqlite:///"), ("sqlite", "http://h")],
+    [
+        ("postgresql", None),
+        ("postgresql", "http://h/x"),
+        ("postgresql", "postgresql://h"),
+        ("server", None),
+        ("server", "ftp://h"),
+        ("sqlite", "./mlruns"),
+        ("sqlite", "sqlite:///"),
+        ("sqlite", "http://h"),
+    ],
 )
 def test_wrong_addresses(store: str, uri: str | None) -> None:
     with pytest.raises(ConfigError, match=r"tracking\.uri"):
         store_uri(TrackingConfig(store=store, uri=uri))
+
+
+def test_a_database_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "postgresql://anna:secret@h:5433/runs"
+    monkeypatch.setattr("superblock.tracking.store.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs the package psycopg; .*\[postgres\]"):
+        store_uri(TrackingConfig(store="postgresql", uri=uri))
+    with pytest.raises(ConfigError, match=r"needs the package psycopg2") as error:
+        store_uri(TrackingConfig(store="postgresql", uri=uri.replace(":", "+psycopg2:", 1)))
+    assert "secret" not in str(error.value)
+    monkeypatch.setattr("superblock.tracking.store.find_spec", lambda name: name)
+    assert store_uri(TrackingConfig(store="postgresql", uri=uri)) == uri
+
+
+def test_a_database_that_is_away_is_said_at_once() -> None:
+    """MLflow itself would try for an hour."""
+    with closing(socket.socket()) as silent:
+        silent.bind(("127.0.0.1", 0))
+        uri = f"postgresql://anna@127.0.0.1:{silent.getsockname()[1]}/runs"
+        begin = time.monotonic()
+        with pytest.raises(OSError):
+            open_store(uri, "superblock")
+        with pytest.raises(StoreAway, match="does not answer"):
+            read_versions(uri)
+        assert time.monotonic() - begin < 60
 
 
 def test_without_password() -> None:
