@@ -78,6 +78,16 @@ def test_suites_have_views_of_their_own() -> None:
     assert third.group_by == ("arm",) and third.search == "tags.`suite` = 'growth'"
 
 
+def test_probes_have_bars_of_scores_and_curves_over_levels() -> None:
+    metrics = {"probe/mqar/score": 0.9, "probe/mqar/levels": 0.8, "probe/mqar/seconds": 9, "harness/a/acc_stderr": 0.1}
+    runs = [RunContents({"suite": "probes", "scale": "mini", "arm": arm}, metrics) for arm in ("attention", "hybrid")]
+    [view] = comparisons.views(runs)
+    assert [(s.name, [(c.kind, *c.metrics) for c in s.charts]) for s in view.sections] == [
+        ("Probes", [("line", "probe/mqar/levels"), ("bar", "probe/mqar/score")])
+    ]
+    assert view.group_by == ("arm",)
+
+
 def test_note_counts_and_links() -> None:
     text = comparisons.note([run(), run(seed="2"), run(suite="growth")], [("Stages", "#/experiments/1/runs?x=y")])
     assert "- suite `training`: 2 runs (2 of mvp1 at mini)" in text and "- suite `growth`: 1 runs" in text

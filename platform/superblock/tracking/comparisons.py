@@ -68,11 +68,13 @@ EXPERTS = Section(
 )
 FIXED = (QUALITY, STAGES, SPEED, EXPERTS)
 """Of every view of trained models; each shows the charts whose metrics exist."""
-OF_PREFIX = {"language": "Language, held-out text", "probes": "Probes", "harness": "Harness", "speed": "Speed suite"}
-"""Sections for single results under these prefixes, if there are any."""
+OF_PREFIX = {"language": "Language, held-out text", "probe": "Probes", "harness": "Harness", "speed": "Speed suite"}
+"""Sections for what is recorded under these prefixes, if there is anything."""
+CURVES = ("/levels", "/training_accuracy", "/position/bits_per_byte", "/position/accuracy")
+"""Ends of those that are curves; all others are single results."""
 NARROW = ("val/bits_per_byte", "train/loss", "exits/bits_per_byte")
 """Curves that end close to each other: their axis shows the range of the ends, not the start."""
-NOT_SHOWN = ("/seconds", "/ms", "/flops_per_second", "/parameters", "/steps", "/tokens")
+NOT_SHOWN = ("_stderr", "/seconds", "/ms", "/flops_per_second", "/parameters", "/steps", "/tokens")
 """Ends of metrics that belong to a section and are not what it is opened for."""
 
 
@@ -183,9 +185,10 @@ def _span(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _of_prefix(prefix: str, name: str, known: Iterable[str]) -> Section:
-    """A bar chart per single result of a suite."""
-    metrics = sorted(m for m in known if m.startswith(f"{prefix}/") and not m.endswith(NOT_SHOWN))
-    return Section(name, tuple(Chart("bar", (m,)) for m in metrics[:MOST_CHARTS]))
+    """A chart for every metric below a prefix, those with the shortest paths first: parts come after the whole."""
+    found = (metric for metric in known if metric.startswith(f"{prefix}/") and not metric.endswith(NOT_SHOWN))
+    metrics = sorted(found, key=lambda metric: (metric.count("/"), metric))[:MOST_CHARTS]
+    return Section(name, tuple(Chart("line" if metric.endswith(CURVES) else "bar", (metric,)) for metric in metrics))
 
 
 def _filter(**tags: str) -> str:
