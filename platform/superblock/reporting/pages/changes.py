@@ -1,6 +1,7 @@
 """What changed since the baseline, and how numbers developed over time."""
 
 from superblock.evaluation.curve import INK
+from superblock.reporting.changepoint import MINIMUM_LENGTH
 from superblock.reporting.content import Change, History, Report
 from superblock.reporting.metrics import METRICS
 from superblock.reporting.pages import charts
@@ -138,11 +139,14 @@ def history(report: Report) -> Section:
         command = "python -m platform.report 'schedule.cron=\"0 6 * * 1\"' schedule.install=true"
         return Section("history", "History", lead, (Missing(text, command),))
     ordered = sorted(report.histories, key=lambda one: (not one.alarm, one.change_at is None))
-    blocks: list[Block] = [
-        Gallery(tuple(_chart(report, one, i) for i, one in enumerate(ordered[:SHOWN_HISTORIES]))),
-        _histories(report, ordered),
-        Fold("Every point of every history", (_points(report, ordered),)),
-    ]
+    drawn = [one for one in ordered if len(one.points) >= MINIMUM_LENGTH][:SHOWN_HISTORIES]
+    blocks: list[Block] = [Gallery(tuple(_chart(report, one, i) for i, one in enumerate(drawn)))] if drawn else []
+    table = _histories(report, ordered)
+    if drawn:
+        blocks += [table, Fold("Every point of every history", (_points(report, ordered),))]
+    else:
+        text = f"No history has the {MINIMUM_LENGTH} points yet from which a change can be told from noise."
+        blocks += [Words(text), Fold("The histories so far", (table,))]
     return Section("history", "History", lead, tuple(blocks))
 
 

@@ -32,7 +32,7 @@ def efficiency(report: Report) -> Section:
 
 
 def _table(rows: tuple[SpeedRow, ...]) -> Table:
-    shown = [name for name in dict.fromkeys(key for row in rows for key in row.sizes) if _plain(rows, name)]
+    shown = [name for name in ("batch", "superblocks", "variant") if _plain(rows, name)]  # names of cases say the rest
     columns = (
         Column("case", "name"), Column("time, ms"), Column("tokens/s"), Column("share of the matmul limit, %"),
         Column("speed beside the peer"), Column("memory beside the peer"), *(Column(name.replace("_", " "), _kind(rows, name)) for name in shown),
@@ -53,8 +53,9 @@ def _table(rows: tuple[SpeedRow, ...]) -> Table:
 
 
 def _plain(rows: tuple[SpeedRow, ...], name: str) -> bool:
-    """Whether a size is a number or a word everywhere: nothing else belongs in a cell."""
-    return all(isinstance(row.sizes.get(name), int | float | str | None) for row in rows)
+    """Whether a size is there, and a number or a word everywhere: nothing else belongs in a cell."""
+    values = [row.sizes.get(name) for row in rows]
+    return any(value is not None for value in values) and all(isinstance(v, int | float | str | None) for v in values)
 
 
 def _kind(rows: tuple[SpeedRow, ...], name: str) -> Literal["number", "words"]:
@@ -68,7 +69,7 @@ def _size(value: object) -> Cell:
 
 
 def _optional(row: SpeedRow, value: float | None, shown: Callable[[float], str]) -> Cell:
-    return Cell(tone="muted", text="none") if value is None else Cell(text=shown(value), sort=value, runs=(row.record,))
+    return Cell() if value is None else Cell(text=shown(value), sort=value, runs=(row.record,))
 
 
 def _series(rows: tuple[SpeedRow, ...], kind: str) -> dict[str, list[tuple[float, SpeedRow]]]:
