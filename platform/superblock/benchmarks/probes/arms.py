@@ -4,12 +4,9 @@ All arms have the same width, two heads, the same experts, and mixers whose proj
 Gated DeltaNet are narrower than a head of attention, its values are as much wider. So the numbers of parameters are nearly
 equal: Gated DeltaNet adds its convolution and gates (and wider outputs where keys are narrow), 1.5 to 6 %.
 Experts are few and half of them run for a token; multi-token heads are off. Weights are fp32, and so is all arithmetic.
-
-Initial weights have a standard deviation of D^-0.5 instead of the 0.02 that larger models have: at this width 0.02 leaves
-the output gates nearly shut, and MQAR is not learnt at all within 1,500 steps.
 """
 
-from superblock.benchmarks.probes.task import ATTENTION, DELTANET, HYBRID, HYBRID_POSITIVE, POSITIVE, Task
+from superblock.benchmarks.probes.task import ATTENTION, DELTANET, HYBRID, HYBRID_POSITIVE, POSITIVE, WIDTH, Task
 from superblock.config.model import AttentionConfig, DeltaNetConfig, ModelConfig, MoEConfig, MTPConfig
 
 PATTERNS = {
@@ -21,7 +18,7 @@ PATTERNS = {
 }
 WITHOUT_NEGATIVE = (POSITIVE, HYBRID_POSITIVE)
 """Arms whose write strength lies in (0, 1)."""
-WIDTH, HEADS, HEAD = 64, 2, 32
+HEADS, HEAD = 2, 32
 ROW = 64
 """A vocabulary is a multiple of it."""
 
@@ -35,7 +32,7 @@ def model_config(task: Task, arm: str) -> ModelConfig:
         num_superblocks=1,
         max_sequence_length=longest,
         pattern=PATTERNS[arm],
-        init_std=WIDTH**-0.5,
+        init_std=task.init_std,
         tie_embeddings=task.tied,
         gdn=DeltaNetConfig(
             num_key_heads=HEADS, num_value_heads=HEADS, key_dim=task.key_dim, value_dim=2 * HEAD - task.key_dim,

@@ -74,12 +74,15 @@ def selective_copy_task() -> Task:
         vocabulary=64,
         chance=1 / 8,
         batches=(partial(draw, T=64),),
-        batch_tokens=4096,
+        batch_tokens=2048,
         levels=_levels(draw, 64, (64, 128, 256), examples=256),
-        recipe=Recipe(steps=2000, learning_rate=3e-3, seconds=100),
+        recipe=Recipe(steps=2500, learning_rate=5e-3, seconds=55),
         arms=MIXERS,
         published_setting="MAD: 16 of 14 kinds from 256 tokens, width 128, 4 layers; Mamba: 16 of 16 kinds from 4096 tokens, width 64, 2 layers",
         published="Transformer 99.6 %, DeltaNet 100 % (MAD)",
+        rope_fraction=1.0,
+        rope_theta=100.0,
+        tied=True,
     )
 
 

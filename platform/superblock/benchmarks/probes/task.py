@@ -15,6 +15,8 @@ from torch import Tensor
 from superblock.models.batch import IGNORE
 
 Ids = NDArray[np.int64]
+WIDTH = 64
+"""Of every model's residual stream."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ class Task:
     """Position encoding of attention, see `AttentionConfig`."""
     tied: bool = False
     """One table for reading and answering tokens, as in Zoology: what was looked up is then nearly the answer."""
+    init_std: float = WIDTH**-0.5
+    """Standard deviation of the initial weights; larger models have 0.02, which leaves the output gates of one as narrow as
+    these nearly shut: then recall is hardly learnt, and state tracking, which needs no more than a few directions, best."""
     key_dim: int = 32
     """Width of a key of Gated DeltaNet: so many associations fit into a head's state without disturbing each other."""
 
