@@ -160,6 +160,8 @@ class BenchmarkConfig:
         if self.suite.name in EXPERIMENTS:
             if self.resume:
                 yield "resume", f"is not needed: suite={self.suite.name} always goes on with what is there"
+            if self.suite.name == "probes" and self.cases != "*":
+                yield "cases", "has no effect with suite=probes; see probes.tasks, probes.arms and probes.seeds"
             for key, default in (("seed", 1), ("repeats", 5)):
                 if getattr(self, key) != default:
                     yield key, f"has no effect with suite={self.suite.name}; see {self.suite.name}.seeds"
