@@ -106,7 +106,7 @@ def _outcomes(cells: Mapping[str, Mapping[str, Cell]]) -> Iterator[str]:
         if arm in mqar:
             yield _says(mqar[arm]["mean"] >= SOLVED, f"mqar: {arm} solves it ({SOLVED} or more)", mqar[arm])
     if "deltanet" in mqar:
-        levels = list(mqar["deltanet"]["levels"].items())
+        levels = [(name, mqar["deltanet"]["levels"][name]) for name in mqar["deltanet"]["trained_levels"]]
         (few, high), (many, low) = levels[0], levels[-1]
         text = f"mqar: recall of the fixed state falls with the pairs: {high:.3f} at {few}, {low:.3f} at {many}"
         beside = mqar.get("attention")
