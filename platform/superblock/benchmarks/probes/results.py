@@ -113,15 +113,13 @@ def _outcomes(cells: Mapping[str, Mapping[str, Cell]]) -> Iterator[str]:
         if beside:
             text += f" (attention there {beside['levels'][many]:.3f})"
         yield f"{_verdict(high - low > NEAR_CHANCE, mqar['deltanet'])}: {text}"
-    for arm in ("attention", "deltanet-positive", "hybrid-positive"):
+    for arm in ("attention", "deltanet-positive"):
         if arm in parity:
             fails = parity[arm]["scaled"] <= NEAR_CHANCE
             yield _says(fails, f"parity: {arm} fails at lengths beyond training", parity[arm])
-    for arm in ("deltanet", "hybrid"):
-        if arm in parity:
-            yield _says(
-                parity[arm]["mean"] >= SOLVED, f"parity: {arm}, with negative eigenvalues, solves it there", parity[arm]
-            )
+    if "deltanet" in parity:
+        solves = parity["deltanet"]["mean"] >= SOLVED
+        yield _says(solves, "parity: deltanet, with negative eigenvalues, solves it there", parity["deltanet"])
     for task, arms in cells.items():
         published = next(iter(arms.values()))["published"]
         if published:
