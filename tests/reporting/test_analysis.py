@@ -229,6 +229,37 @@ def test_history_is_of_one_configuration_and_of_runs_that_are_gone() -> None:
     assert other.name not in named and named <= {source.name for source in found.sources}
 
 
+def _slower_since(added: tuple[tuple[str, str], ...]) -> None:
+    """Eight quiet occasions and four at nine tenths of the speed, with these further settings."""
+    write_history(RUNS, times=8, every=DAY, speed_noise=0.002)
+    write_history(RUNS, times=4, every=DAY, started=BEGIN + 8 * DAY, speed=0.9, speed_noise=0.002, settings=added)
+
+
+@pytest.mark.parametrize("added", [(), (("trainer.novelty", "1"),)])
+def test_a_setting_that_is_new_in_the_code_ends_no_history(added: tuple[tuple[str, str], ...]) -> None:
+    _slower_since(added)
+    [speed] = [one for one in report().histories if one.metric == SPEED]
+    assert (len(speed.points), speed.alarm, speed.change_at) == (12, True, 8)
+
+
+def test_a_changed_setting_begins_a_history() -> None:
+    _slower_since((("optim.learning_rate", "1"),))
+    [speed] = [one for one in report().histories if one.metric == SPEED]
+    assert (len(speed.points), speed.alarm) == (4, False)
+
+
+@pytest.mark.parametrize(("setting", "points"), [("trainer.novelty", 2), ("optim.learning_rate", 1)])
+@pytest.mark.parametrize("kept", [True, False])
+def test_runs_that_are_gone_follow_the_same_rule(setting: str, points: int, kept: bool) -> None:
+    write_history(RUNS, times=1)
+    first = report()
+    if not kept:  # a report of a version that did not keep the settings tells of equal ones alone
+        first, points = replace(first, groups=tuple(replace(one, settings={}) for one in first.groups)), 1
+    RUNS.rename("gone")
+    write_history(RUNS, times=1, started=BEGIN + DAY, settings=((setting, "1"),))
+    assert {len(one.points) for one in report(earlier=(first,)).histories} == {points}
+
+
 # -- records ----------------------------------------------------------------------------------------------------------
 
 

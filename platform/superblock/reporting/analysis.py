@@ -15,7 +15,7 @@ from superblock.reporting.groups import make_group
 from superblock.reporting.history import histories
 from superblock.reporting.metrics import Kind
 from superblock.reporting.remembered import remembered
-from superblock.reporting.selection import configuration_digest, grouped, newest
+from superblock.reporting.selection import Chosen, conflict, grouped, newest, place, recorded
 from superblock.reporting.sources import missing, remarks, sources
 
 Groups = Mapping[str, Group]
@@ -44,7 +44,7 @@ def analyse(facts: Facts, config: ReportConfig, baseline: Report | None, earlier
     }  # fmt: skip
     gone = remembered(earlier, {run.name for run in facts.runs}, current.values())
     past = histories(
-        [*(run for run, _ in gone), *_of_configurations(facts.runs, current.values())], effects=effects,
+        [*(run for run, _ in gone), *_of_configurations(facts.runs, chosen)], effects=effects,
         known_until=baseline.time if baseline else None,
     )  # fmt: skip
     changes = comparing.compare(_newest_of_each(baseline.groups), current, effects=effects) if baseline else ()
@@ -60,12 +60,10 @@ def analyse(facts: Facts, config: ReportConfig, baseline: Report | None, earlier
     return replace(report, name=config.name or _name(report))
 
 
-def _of_configurations(runs: Iterable[RunFacts], groups: Iterable[Group]) -> list[RunFacts]:
-    """The runs of the groups' configurations, whenever they were made: a history of other settings shows no change."""
-    wanted = {(group.scale, group.stage, group.arm, group.data_digest, group.configuration) for group in groups}
-    return [
-        run for run in runs if (run.scale, run.stage, run.arm, run.data_digest, configuration_digest(run)) in wanted
-    ]
+def _of_configurations(runs: Iterable[RunFacts], chosen: Iterable[Chosen]) -> list[RunFacts]:
+    """The runs in no conflict with the newest configuration of their place, whenever they were made."""
+    wanted = {place(one.runs[0]): recorded(one.runs[0]) for one in chosen if not one.other}
+    return [run for run in runs if place(run) in wanted and not conflict(wanted[place(run)], recorded(run))]
 
 
 def _newest_of_each(groups: Iterable[Group]) -> Groups:

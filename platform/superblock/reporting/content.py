@@ -194,6 +194,8 @@ class Group:
     """What the first seed's model wrote."""
     configuration: str = ""
     """Eight hex digits of the settings that its runs share."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Those settings; empty in reports of versions that did not keep them."""
 
 
 @dataclass(frozen=True)

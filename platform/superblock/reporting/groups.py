@@ -20,7 +20,7 @@ from superblock.reporting.content import (
 from superblock.reporting.curves import learning_curves
 from superblock.reporting.facts import RunFacts
 from superblock.reporting.metrics import EXPERTS, METRICS
-from superblock.reporting.selection import Chosen
+from superblock.reporting.selection import Chosen, configuration
 
 MEASURED = {
     "bits_per_byte": "test/bits_per_byte", "minutes": "run/minutes", "minutes_in_all": "run/minutes_in_all",
@@ -49,6 +49,7 @@ def make_group(chosen: Chosen) -> Group:
         packages=_sliced(runs, "packages")[:MOST_PACKAGES],
         statements=tuple(_statement(run, one) for run in runs for one in run.statements),
         sample=next((run.samples for run in runs if run.samples), None), configuration=chosen.configuration,
+        settings=dict(sorted(configuration(first).items())) if first.settings else {},
     )  # fmt: skip
 
 

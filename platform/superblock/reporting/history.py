@@ -29,7 +29,7 @@ from superblock.reporting.facts import RunFacts
 from superblock.reporting.metrics import COMPARED, METRICS, MINIMUM_EFFECT, Kind, Metric
 from superblock.reporting.occasions import points
 from superblock.reporting.phrases import change_words, date, is_worse, percent, share
-from superblock.reporting.selection import configuration, differing
+from superblock.reporting.selection import conflict, differing, recorded
 
 
 def histories(
@@ -63,27 +63,17 @@ def histories(
 def _configurations(runs: Sequence[RunFacts]) -> Iterator[tuple[str, list[RunFacts]]]:
     """Runs by configuration, the newest's first, each with how it differs from that.
 
-    Two are one configuration if no setting that both recorded differs: a setting that is new in a later version of the
-    code does not end a history.
+    Two are one configuration unless they are in `conflict`.
 
     Args:
         runs: of one place, oldest first.
     """
-    rest, newest = list(runs), _recorded(runs[-1])
+    rest, newest = list(runs), recorded(runs[-1])
     while rest:
-        head = _recorded(rest[-1])
-        like = [run for run in rest if not _conflict(head, _recorded(run))]
+        head = recorded(rest[-1])
+        like = [run for run in rest if not conflict(head, recorded(run))]
         yield (differing(newest, head) if head != newest else ""), like
-        rest = [run for run in rest if _conflict(head, _recorded(run))]
-
-
-def _recorded(run: RunFacts) -> Mapping[str, str]:
-    """Nothing for a run of which an old report knows no settings: it may be of any configuration."""
-    return configuration(run) if run.settings else {}
-
-
-def _conflict(here: Mapping[str, str], there: Mapping[str, str]) -> bool:
-    return any(here[key] != there[key] for key in here.keys() & there.keys())
+        rest = [run for run in rest if conflict(head, recorded(run))]
 
 
 @dataclass(frozen=True)

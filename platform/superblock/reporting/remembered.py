@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from superblock.reporting.content import Group, Report, Source
 from superblock.reporting.facts import RunFacts
 from superblock.reporting.run_facts import TRAINING
+from superblock.reporting.selection import conflict
 
 Remembered = tuple[RunFacts, Source]
 
@@ -15,13 +16,14 @@ def remembered(earlier: Sequence[Report], known: Collection[str], groups: Iterab
     Args:
         earlier: reports, oldest first; of a run that several know, the newest report counts.
         known: names of runs that are still here.
-        groups: whose history is wanted.
+        groups: whose history is wanted; of their places, runs whose settings are in no conflict with theirs count.
     """
-    wanted, found = {_place(group) for group in groups}, {}
+    wanted, found = {_place(group): group for group in groups}, {}
     for report in earlier:
         origins = {source.name: source for source in report.sources if source.kind == "run"}
         for group in report.groups:
-            if _place(group) in wanted:
+            here = wanted.get(_place(group))
+            if here is not None and _alike(here, group):
                 for name in group.runs:
                     if name not in known and name in origins:
                         found[name] = (_run(group, origins[name]), origins[name])
@@ -29,7 +31,14 @@ def remembered(earlier: Sequence[Report], known: Collection[str], groups: Iterab
 
 
 def _place(group: Group) -> tuple[str, ...]:
-    return group.stage, group.scale, group.arm, group.data_digest, group.configuration
+    return group.stage, group.scale, group.arm, group.data_digest
+
+
+def _alike(here: Group, there: Group) -> bool:
+    """Whether their runs make one history; reports of versions that kept no settings only tell of equal ones."""
+    if here.settings and there.settings:
+        return not conflict(here.settings, there.settings)
+    return here.configuration == there.configuration
 
 
 def _run(group: Group, source: Source) -> RunFacts:

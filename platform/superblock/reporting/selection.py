@@ -34,6 +34,17 @@ def configuration(run: RunFacts) -> dict[str, str]:
     return own | {PARENT: "none" if len(run.lineage) < 2 else str(len(run.lineage) - 1)}
 
 
+def recorded(run: RunFacts) -> dict[str, str]:
+    """The configuration; nothing for a run of which an old report knows no settings: it may be of any."""
+    return configuration(run) if run.settings else {}
+
+
+def conflict(here: Mapping[str, str], there: Mapping[str, str]) -> bool:
+    """Whether a setting that both recorded differs. One that only a later version of the code knows makes no other
+    configuration: it does not end a history."""
+    return any(here[key] != there[key] for key in here.keys() & there.keys())
+
+
 def configuration_digest(run: RunFacts) -> str:
     """Eight hex digits of the configuration."""
     return hashlib.sha256(json.dumps(configuration(run), sort_keys=True).encode()).hexdigest()[:8]
@@ -43,7 +54,7 @@ def newest(runs: Iterable[RunFacts]) -> list[RunFacts]:
     """The newest run of each stage, scale, arm, text, seed and configuration, oldest first."""
     found: dict[object, RunFacts] = {}
     for run in sorted(runs, key=lambda run: (run.started, run.name)):
-        found[(_place(run), run.seed, configuration_digest(run))] = run
+        found[(place(run), run.seed, configuration_digest(run))] = run
     return sorted(found.values(), key=lambda run: (run.started, run.name))
 
 
@@ -55,13 +66,13 @@ def grouped(runs: Sequence[RunFacts]) -> list[Chosen]:
     texts = len({run.data_digest for run in runs}) > 1
     places: dict[tuple[str, ...], dict[str, list[RunFacts]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        places[_place(run)][configuration_digest(run)].append(run)
+        places[place(run)][configuration_digest(run)].append(run)
     found = []
-    for place, configurations in places.items():
+    for names, configurations in places.items():
         ordered = sorted(
             configurations.values(), key=lambda group: max((r.started, r.name) for r in group), reverse=True
         )
-        plain = "/".join(place[:3]) + (f"/{place[3] or 'unknown'}" if texts else "")
+        plain = "/".join(names[:3]) + (f"/{names[3] or 'unknown'}" if texts else "")
         first = configuration(ordered[0][0])
         taken: set[str] = set()
         for number, group in enumerate(ordered):
@@ -89,7 +100,8 @@ def differing(here: Mapping[str, str], there: Mapping[str, str]) -> str:
     return " ".join(words.get(one, one.replace(f"{PARENT}=", "grown ")) for one in (*changed, *gone))
 
 
-def _place(run: RunFacts) -> tuple[str, str, str, str]:
+def place(run: RunFacts) -> tuple[str, str, str, str]:
+    """Scale, stage, arm and text."""
     return run.scale, run.stage, run.arm, run.data_digest
 
 
