@@ -159,6 +159,31 @@ def test_a_name_that_holds_something_else(reporting: Reporting, runs: Path, plai
     assert reporting("name=weekly")[0] == 0 and Path("reports/weekly/report.json").exists()
 
 
+def test_a_fixed_name_never_replaces_the_baseline(reporting: Reporting, runs: Path, plain: list[str]) -> None:
+    reporting("name=weekly", "pin=true")
+    assert reporting("name=weekly")[0] == 0  # of the same runs
+    pinned = contents(Path("reports/weekly"))
+    write_pipeline(runs, stages=("mvp1", "mvp2"), points=20, started=BEGIN + 7 * DAY, quality=1.05)
+    for words in ((), ("pin=true",), ("baseline=none",)):
+        with pytest.raises(ConfigError, match="name=weekly: is the pinned baseline, which is about other runs"):
+            reporting("name=weekly", "fail_on=regression", *words)
+        assert contents(Path("reports/weekly")) == pinned
+    for _ in range(2):
+        assert reporting("name=second", "fail_on=regression")[0] == command.REGRESSION
+    with pytest.raises(ConfigError, match="baseline=second: is what this report is called itself"):
+        reporting("name=second", "baseline=second")
+
+
+def test_a_fixed_name_becomes_a_lost_baseline_only_by_pinning(
+    reporting: Reporting, runs: Path, plain: list[str]
+) -> None:
+    Path("reports").mkdir()
+    Shelf(Path("reports")).pin("weekly")
+    with pytest.raises(ConfigError, match="name=weekly: is the name of the pinned baseline, which is gone"):
+        reporting("name=weekly")
+    assert reporting("name=weekly", "pin=true")[0] == 0 and newest().baseline is None
+
+
 def test_while_another_process_reports(
     reporting: Reporting, runs: Path, plain: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,8 @@ class ReportConfig:
             yield "name", "must be letters, digits, '.', '_' and '-', at most 64, not starting with a sign"
         if self.name in RESERVED_NAMES:
             yield "name", f"is taken: {', '.join(RESERVED_NAMES)} have a meaning of their own below output"
+        if self.name is not None and self.baseline == self.name:
+            yield "baseline", "is what this report is called itself; name another report, or auto or none"
         if not self.output.strip():
             yield "output", "must name a folder"
         if self.pin and self.schedule.cron is not None:

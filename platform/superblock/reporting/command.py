@@ -139,6 +139,7 @@ def write(config: ReportConfig, shelf: Shelf, problems: list[str], *, say: Say) 
     with phase("compared", say) as done:
         report = compare_with(facts, config, shelf, baseline, analyse)
         done(f"with {report.baseline}" if report.baseline else "no baseline")
+    keep_baseline(report, config, shelf)
     changed = file(report, config, shelf, say)
     if config.log:
         record(report, shelf.folder / report.name, config.tracking, say=say)
@@ -174,11 +175,31 @@ def compare_with(
     reports = shelf.all()
     report = analyse(facts, config, baseline, earlier=reports)
     if config.baseline == "auto" and baseline is not None and same_runs(report, baseline):
-        baseline = shelf.find(baseline.baseline) if baseline.baseline else None
+        own = baseline.baseline if baseline.baseline != baseline.name else None
+        baseline = shelf.find(own) if own else None
     older = [other for other in reports if other.time < report.time]
     if older != reports or report.baseline != (baseline and baseline.name):
         report = analyse(facts, config, baseline, earlier=older)
     return report
+
+
+def keep_baseline(report: Report, config: ReportConfig, shelf: Shelf) -> None:
+    """Refuses a report that would take the place of the pinned one: what later reports are compared with would be gone.
+
+    Raises:
+        ConfigError: if `name` is that of the pinned report, and that is about other runs.
+    """
+    if config.name is None or config.name != shelf.baseline():
+        return
+    pinned = shelf.find(config.name)
+    if pinned is None and not config.pin:
+        raise ConfigError(
+            f"name={config.name}: is the name of the pinned baseline, which is gone; leave name out, or add pin=true"
+        )
+    if pinned is not None and not same_runs(report, pinned):
+        raise ConfigError(
+            f"name={config.name}: is the pinned baseline, which is about other runs; leave name out, or choose another"
+        )
 
 
 def same_runs(one: Report, other: Report) -> bool:
