@@ -17,6 +17,7 @@ from synthetic_runs import COMMIT, MACHINE, Synthetic, write_history, write_pipe
 from superblock.config.report import ReportConfig
 from superblock.config.tracking import TrackingConfig
 from superblock.reporting import collect_store
+from superblock.reporting.benchmarked import probe_rows
 from superblock.reporting.collect import collect
 from superblock.reporting.collect_folders import read_spool
 from superblock.reporting.facts import Facts, RunFacts
@@ -332,6 +333,59 @@ def test_an_unfinished_record_is_used_and_said() -> None:
     path.write_text(path.read_text().replace('"complete"', '"partial"'))
     found = facts()
     assert len(found.records) == 1 and "is not finished" in found.problems[0]
+
+
+def test_a_smoke_pass_hides_no_record() -> None:
+    whole = write_probes(Path("runs/benchmarks/whole/probes.json"), started=1000.0)
+    _changed(write_probes(Path("runs/benchmarks/smoke/probes.json"), started=2000.0), settings={"quick": True})
+    found = facts()
+    assert [record.started for record in found.records] == [1000.0]
+    assert found.problems == ("Smoke passes (quick=true), so not shown: probes",)
+    whole.unlink()
+    assert facts().records == ()
+
+
+def test_a_finished_record_is_preferred_to_a_newer_one_that_is_not(root: Path) -> None:
+    speed = (root / "reports" / "records" / "2026-11-21-speed.json").read_text()
+    for name, started in (("first", 1000.0), ("second", 2000.0), ("third", 3000.0)):
+        path = Path(f"runs/benchmarks/{name}/speed.json")
+        path.parent.mkdir(parents=True)
+        path.write_text(speed)
+        _changed(path, name=name, started=started, status="partial" if name == "third" else "complete")
+    found = facts()
+    assert [record.name for record in found.records] == ["second"]
+    assert found.problems == ("The record third of suite=speed is not finished; second is shown",)
+
+
+def test_cases_that_only_an_older_record_has_are_named(root: Path) -> None:
+    content = json.loads((root / "reports" / "records" / "2026-11-21-speed.json").read_text())
+    few = dict(list(content["cases"].items())[1:])
+    for name, started, cases in (("all", 1000.0, content["cases"]), ("few", 2000.0, few)):
+        Path(name).mkdir()
+        Path(name, "speed.json").write_text(json.dumps({**content, "name": name, "started": started, "cases": cases}))
+    found = facts(records=["all", "few"])
+    assert [record.name for record in found.records] == ["few"]
+    assert found.problems == (f"suite=speed: {next(iter(content['cases']))} only in speed/all, not in speed/few",)
+
+
+def test_probes_come_from_the_newest_record_that_has_them() -> None:
+    """The records' names hold the commit: one task after a commit must not hide the others."""
+    for name, started in (("probes-a", 1000.0), ("probes-b", 2000.0), ("probes-c", 3000.0)):
+        path = write_probes(Path(f"runs/benchmarks/{name}/probes.json"), started=started)
+        runs = json.loads(path.read_text())["runs"]
+        kept = {key: run for key, run in runs.items() if name != "probes-c" or run["task"] == "parity"}
+        _changed(path, name=name, runs=kept)
+    found = facts()
+    assert [record.name for record in found.records] == ["probes-b", "probes-c"]
+    rows = probe_rows(found.records)
+    assert len(rows) == 8 == len({(row.task, row.arm) for row in rows})
+    assert {(row.task, row.record) for row in rows} == {("parity", "probes/probes-c"), ("mqar", "probes/probes-b")}
+    [words] = found.problems
+    assert "mqar (attention), mqar (deltanet)" in words and "from probes/probes-b; probes/probes-c has none" in words
+
+
+def _changed(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_history_is_collected_whole() -> None:

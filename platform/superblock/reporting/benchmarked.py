@@ -23,17 +23,34 @@ def record_name(record: RecordFacts) -> str:
     return record.suite if record.suite == record.name else f"{record.suite}/{record.name}"
 
 
+def is_complete(record: RecordFacts) -> bool:
+    """Whether all that was asked for was measured."""
+    return record.content.get("status") != "partial"
+
+
+def rank(record: RecordFacts) -> tuple[bool, float, str]:
+    """Larger for the record that counts: a finished one, then the newest."""
+    return is_complete(record), record.started, record.name
+
+
+def probed(record: RecordFacts) -> dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]]:
+    """The scored runs of a record of the probes with their names, by task and arm, in its order."""
+    rows: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
+    if str(record.content["schema"]).startswith("superblock.probes/"):
+        for name, run in (record.content.get("runs") or {}).items():
+            if _number(run.get("score")) is not None:
+                rows[(str(run["task"]), str(run["arm"]))].append((name, run))
+    return rows
+
+
 def probe_rows(records: Iterable[RecordFacts]) -> tuple[ProbeRow, ...]:
-    """A row per task and arm, in the record's order."""
-    found = []
-    for record in records:
-        rows: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
-        if str(record.content["schema"]).startswith("superblock.probes/"):
-            for name, run in (record.content.get("runs") or {}).items():
-                if _number(run.get("score")) is not None:
-                    rows[(str(run["task"]), str(run["arm"]))].append((name, run))
-        found += [_probe(record, *key, runs) for key, runs in rows.items()]
-    return tuple(found)
+    """A row per task and arm, of the record that counts most among those that have it."""
+    found: dict[tuple[str, str], ProbeRow] = {}
+    for record in sorted(records, key=rank, reverse=True):
+        for key, runs in probed(record).items():
+            if key not in found:
+                found[key] = _probe(record, *key, runs)
+    return tuple(found.values())
 
 
 def _probe(record: RecordFacts, task: str, arm: str, runs: Sequence[tuple[str, Mapping[str, Any]]]) -> ProbeRow:

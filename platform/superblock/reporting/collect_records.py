@@ -1,38 +1,29 @@
-"""Records of benchmarks: the newest of each suite, wherever they lie."""
+"""Records of benchmarks, wherever they lie."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from superblock.reporting.current_records import ABLATION, PROBES, current
 from superblock.reporting.facts import RecordFacts
 from superblock.tracking.provenance import Hardware
 
 Problem = Callable[[str], None]
-ABLATION = "superblock.ablation/1"
-SCHEMAS = ("superblock.benchmark/1", ABLATION, "superblock.probes/1")
+SCHEMAS = ("superblock.benchmark/1", ABLATION, PROBES)
 """Those that are understood here."""
 
 
 def read_records(places: Sequence[str], problem: Problem) -> tuple[RecordFacts, ...]:
-    """The newest record of each suite, and of ablations of each name, oldest first.
+    """The records that a report shows, see `current_records`, oldest first.
 
     Args:
         places: files, and folders that hold records at any depth; what is not there is passed over if it is a folder's
             default, and told if it is a file.
         problem: is told what cannot be read.
     """
-    newest: dict[tuple[str, str], RecordFacts] = {}
-    for path, named in _files(places, problem):
-        record = _read(path, named, problem)
-        if record is not None:
-            key = (record.suite, record.name if record.content["schema"] == ABLATION else "")
-            if key not in newest or record.started >= newest[key].started:
-                newest[key] = record
-    for record in newest.values():
-        if record.content.get("status") == "partial":
-            problem(f"The record {record.name} of suite={record.suite} is not finished")
-    return tuple(sorted(newest.values(), key=lambda one: (one.started, one.suite, one.name)))
+    read = (_read(path, named, problem) for path, named in _files(places, problem))
+    return current([record for record in read if record is not None], problem)
 
 
 def _files(places: Sequence[str], problem: Problem) -> Iterator[tuple[Path, bool]]:
