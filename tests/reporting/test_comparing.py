@@ -78,6 +78,26 @@ def test_noise_leaves_it_undecided_and_says_how_many_seeds_would_not() -> None:
     assert "more than 100 seeds" in hopeless.words
 
 
+def test_equal_runs_where_every_change_counts() -> None:
+    (change,) = compare(BASE, BASE, effects={"quality": 0.0, "speed": 0.0, "memory": 0.0})
+    assert change.verdict == "undecided" and "equal on average" in change.words and "differ" not in change.words
+
+
+@pytest.mark.parametrize("metric", [BITS, SPEED, MEMORY])
+def test_other_settings_are_told(metric: str) -> None:
+    def of(moved: float, configuration: str, **settings: str) -> dict[str, Group]:
+        found = groups(moved, metric=metric)
+        return {key: replace(one, configuration=configuration, settings=settings) for key, one in found.items()}
+
+    before, same = of(0, "a", rate="1", batch="8"), of(-0.1, "a", rate="1", batch="8")
+    assert "settings" not in only(before, same).words
+    words = only(before, of(-0.1, "b", rate="2", batch="8")).words
+    assert words.endswith("; other settings than the baseline's (rate=2)")
+    assert only(of(0, "a"), of(-0.1, "b", rate="2")).words.endswith("; other settings than the baseline's")
+    many = {f"section.setting{i}": "1" for i in range(20)}
+    assert only(before, of(-0.1, "b", **many)).words.endswith("...)")
+
+
 def test_two_seeds_give_no_verdict() -> None:
     one, two = groups(0.05, SMALL[:2]), groups(0.05, SMALL[:1])
     change = only(BASE, one)

@@ -31,10 +31,13 @@ from superblock.evaluation.statistics import holm, paired_interval, paired_p_val
 from superblock.reporting.content import MINIMUM_SEEDS, Change, Group, History, Measure, Verdict
 from superblock.reporting.metrics import COMPARED, METRICS, MINIMUM_EFFECT, Kind, Metric
 from superblock.reporting.phrases import change_words, is_worse, percent, share
+from superblock.reporting.selection import differing
 
 LEVEL = 0.05
 MOST_SEEDS = 100
 """More than that are not proposed."""
+LONGEST = 120
+"""Characters of settings in a remark."""
 
 
 def compare(
@@ -143,7 +146,7 @@ def _metrics(key: str, before: Group | None, after: Group | None) -> Iterator[_C
         pairs = list(_pairs(old, new)) if old and new else []
         obstacle = _obstacle(before, after, metric, pairs) if before and after else ""
         logs = ([], []) if obstacle else ([math.log(a) for a, _ in pairs], [math.log(b) for _, b in pairs])
-        remark = _remark(before, after) if before and after and metric.kind == "quality" else ""
+        remark = _remark(before, after, metric) if before and after else ""
         yield _Case(key, metric, old, new, obstacle, *logs, remark)
 
 
@@ -169,11 +172,18 @@ def _obstacle(before: Group, after: Group, metric: Metric, pairs: list[tuple[flo
     return ""
 
 
-def _remark(before: Group, after: Group) -> str:
-    if not before.training_tokens or not after.training_tokens:
-        return ""
-    more = after.training_tokens / before.training_tokens - 1
-    return f"; trained on {100 * more:+.0f} % tokens" if abs(more) >= 0.02 else ""
+def _remark(before: Group, after: Group, metric: Metric) -> str:
+    """What else differs: other settings may move any metric, the tokens of training its quality."""
+    words = ""
+    if before.configuration != after.configuration:
+        words = "; other settings than the baseline's"
+        if before.settings and after.settings:
+            named = differing(before.settings, after.settings)
+            words += f" ({named if len(named) <= LONGEST else named[: LONGEST - 3] + '...'})"
+    if metric.kind == "quality" and before.training_tokens and after.training_tokens:
+        more = after.training_tokens / before.training_tokens - 1
+        words += f"; trained on {100 * more:+.0f} % tokens" if abs(more) >= 0.02 else ""
+    return words
 
 
 def _change(case: _Case, p_values: Mapping[str, float], adjusted: Mapping[str, float], effect: float) -> Change:
@@ -223,6 +233,8 @@ def _judge(
 def _advice(differences: list[float], effect: float, comparisons: int) -> str:
     """How many seeds would decide, if mean and deviation stay what they are."""
     mean, spread = abs(fmean(differences)), stdev(differences)
+    if not effect and not mean:
+        return "they are equal on average, which no number of seeds can show where every change counts"
     needed = [values_needed(spread, math.log1p(effect) - mean, most=MOST_SEEDS)]
     if mean > math.log1p(effect) / 2:
         needed.append(values_needed(spread, mean, 1 - LEVEL / comparisons, MOST_SEEDS))
