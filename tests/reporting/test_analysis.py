@@ -14,9 +14,10 @@ from synthetic_runs import BEGIN, DAY, STAGES, Synthetic, write_history, write_p
 from superblock.config.report import ReportConfig
 from superblock.evaluation.statistics import t_interval
 from superblock.reporting.analysis import analyse
+from superblock.reporting.benchmarked import ablation_rows
 from superblock.reporting.collect import collect
 from superblock.reporting.content import Group, Report
-from superblock.reporting.facts import Facts
+from superblock.reporting.facts import Facts, RecordFacts
 from superblock.reporting.files import report_text
 
 RUNS = Path("runs")
@@ -317,6 +318,16 @@ def test_ablations_tell_every_comparison(with_records: Report, root: Path) -> No
     exits = {row.comparison: row for row in with_records.ablations if row.experiment == "exits"}
     assert exits["3 superblocks: stages-0.3-equal / exits off - 1"].words == "one seed shows nothing"
     assert exits["3 superblocks: rotate-0.1 / exits off - 1"].words == "undecided"
+
+
+@pytest.mark.parametrize(("seeds", "words"), [(2, "2 of 3 seeds that a verdict needs"), (3, "fewer bits per byte")])
+def test_two_seeds_of_an_ablation_give_no_verdict(seeds: int, words: str) -> None:
+    entry = {"mean": -0.1, "low": -0.11, "high": -0.09, "p_holm": 0.01, "n": seeds}
+    content = {"schema": "superblock.ablation/1", "results": {"methods": {"identity - copy": entry}}}
+    record = RecordFacts(suite="growth", name="growth", started=1.0, finished=2.0, commit="", machine="", hardware="",
+                         content=content)  # fmt: skip
+    [row] = ablation_rows([record])
+    assert row.words == words
 
 
 # -- determinism ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from superblock.reporting.content import AblationRow, ProbeRow, SeedValue, SpeedRow
+from superblock.reporting.content import MINIMUM_SEEDS, AblationRow, ProbeRow, SeedValue, SpeedRow
 from superblock.reporting.facts import RecordFacts
 from superblock.reporting.groups import measure
 
@@ -155,6 +155,8 @@ def _words(low: float | None, high: float | None, p: float | None, seeds: int) -
     """What the interval of a difference in bits per byte shows."""
     if seeds < 2 or low is None or high is None:
         return "one seed shows nothing"
+    if seeds < MINIMUM_SEEDS:
+        return f"{seeds} of {MINIMUM_SEEDS} seeds that a verdict needs"
     if low <= 0 <= high or (p is not None and p >= LEVEL):
         return "undecided"
     return "fewer bits per byte" if high < 0 else "more bits per byte"
