@@ -48,7 +48,7 @@ def run_trial(
         Bits per byte of the validation split.
 
     Raises:
-        ConfigError: for settings that cannot work.
+        ConfigError: for settings that cannot work, or if another run has the trial's name.
         NonFiniteError: if training diverged.
         ArithmeticError: if the validation is not a finite number.
     """
@@ -57,8 +57,10 @@ def run_trial(
     config = replace(config, name=name, promote=False, tracking=replace(config.tracking, arm=arm))
     config = resolve_parent(config, say).config
     folder = runs_root() / name
-    discard(folder)  # of a study whose file was removed
-    tags = {"suite": SUITE, "study": study, "trial": str(number), "arm": arm}
+    own = {"suite": SUITE, "study": study}
+    if discard(folder, own):
+        say(f"trial {number}: replaces {folder}, of a search of this name whose study is gone")
+    tags = own | {"trial": str(number), "arm": arm}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file, redirect_stdout(file):
         summary = train(config, tags=tags, continue_with=continue_with)

@@ -17,7 +17,8 @@ from superblock.config.run import RunConfig
 from superblock.config.tracking import TrackingConfig
 from superblock.evaluation.summary import RunSummary
 from superblock.tracking.provenance import Code
-from superblock.tracking.runs import read_run, runs_root
+from superblock.tracking.runs import RunRecord, read_run, runs_root
+from superblock.tracking.spool import FILE_NAME, SYSTEM_PREFIX, last_values, read_spool
 
 Train = Callable[..., RunSummary | None]
 """`training.loop.train`."""
@@ -49,9 +50,10 @@ class Worker(Sharing[Run]):
         config = self.compose(words)
         config.tracking = replace(self.tracking, arm=run.arm)
         folder = runs_root() / run.folder(record.name)
-        discard(folder)
+        own = {"suite": self.file.suite, "experiment": record.name}
+        discard(folder, own)
         wall, processor = time.perf_counter(), time.process_time()
-        tags = {"suite": self.file.suite, "arm": run.arm, "group": run.group, "experiment": record.name}
+        tags = own | {"arm": run.arm, "group": run.group}
         summary = self._quietly(run, config, tags)
         if run.name not in self.needed:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -98,17 +100,33 @@ def entry_of(run: Run, summary: RunSummary) -> dict[str, Any]:
     }
 
 
-def discard(folder: Path) -> None:
-    """Removes what an interrupted start of a run left, so that it begins again.
+def discard(folder: Path, own: Mapping[str, str]) -> bool:
+    """Removes what an interrupted start of a run left, so that it begins again; whether there was anything.
+
+    Args:
+        folder: the run's.
+        own: tags that such a run has. One that was ended before it recorded anything may lack them.
 
     Raises:
-        ConfigError: if another process trains there, or the folder holds something else than a run.
+        ConfigError: if another process trains there, or the folder holds a run of somebody else's, or something else.
     """
     if not folder.exists():
-        return
+        return False
     found = read_run(folder)
     if found is None and any(folder.iterdir()):
         raise ConfigError(f"{folder}: holds something that is no run; move it away, or choose another name=")
     if found is not None and found.status == "RUNNING":
         raise ConfigError(f"{folder}: is being trained by another process")
+    if found is not None and not _is_own(found, own):
+        belongs = ", ".join(f"{key}={value}" for key, value in own.items())
+        raise ConfigError(f"{folder}: holds a run that is none of {belongs}; move it away, or choose another name")
     shutil.rmtree(folder)
+    return True
+
+
+def _is_own(run: RunRecord, own: Mapping[str, str]) -> bool:
+    if own.items() <= last_values(run.folder / FILE_NAME, "tags").items():
+        return True
+    events = () if run.status == "FINISHED" else read_spool(run.folder)
+    measured = (key for event in events if event.kind == "metrics" for key in event.data["values"])
+    return run.status != "FINISHED" and all(key.startswith(SYSTEM_PREFIX) for key in measured)

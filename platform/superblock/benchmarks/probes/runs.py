@@ -94,7 +94,7 @@ class ProbeWorker(Sharing[ProbeRun]):
     def _tracker(self, run: ProbeRun, benchmark: str) -> Tracker:
         name = run.name.replace("/", "-")
         folder = self.file.folder / "runs" / name
-        discard(folder)
+        discard(folder, {"suite": "probes"})
         tracking = replace(
             self.config.tracking, arm=run.arm, timeout_seconds=max(DELIVERY_SECONDS, self.config.tracking.timeout_seconds)
         )  # fmt: skip
