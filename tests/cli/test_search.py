@@ -16,7 +16,7 @@ from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig
 from superblock.tracking.provenance import Code
 from superblock.tracking.runs import list_runs
-from superblock.tracking.spool import FILE_NAME, read_spool
+from superblock.tracking.spool import FILE_NAME, Spool, read_spool
 
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
 
@@ -89,6 +89,21 @@ def test_the_same_command_goes_on_and_draws_anew(superblock: Callable, trials: l
     assert again.status == 0 and len(trials) == 5 and "best: trial" in again.out
     assert superblock("run", *words, "seed=2", "hydra.sweeper.n_trials=1").status == 0  # another search
     assert [number for number, _ in trials][5:] == [0] and rates(trials)[5] == first[0]
+
+
+def test_a_name_belongs_to_one_search(superblock: Callable, trials: list[Any]) -> None:
+    """Trials of another stage do not compare: neither may the best of them be called this search's best."""
+    words = (*WORDS, RATE, "hydra.sweeper.study_name=mine")
+    assert superblock("run", *words, "stage=mvp1", "hydra.sweeper.n_trials=2").status == 0
+    other = superblock("run", *words, "stage=mvp2", "hydra.sweeper.n_trials=2")
+    assert other.status == 2 and "begun with stage=mvp1, not stage=mvp2; give the new one another name" in other.err
+    more = superblock("run", *words, "stage=mvp1", "optim=muon", "hydra.sweeper.n_trials=2")
+    assert more.status == 2 and "begun with no optim, not optim=muon" in more.err
+    moved = [word for word in words if word != RATE]
+    where = "tracking.uri=sqlite:///other.db"
+    assert len(trials) == 2
+    again = superblock("run", "stage=mvp1", *moved, RATE, where, "hydra.sweeper.n_trials=3")  # in any order
+    assert again.status == 0 and len(trials) == 3
 
 
 def test_a_killed_trial_is_made_up_for(superblock: Callable, trials: list[Any], answering: Callable) -> None:
@@ -237,3 +252,9 @@ def test_three_real_trials(superblock: Callable, tmp_path: Path) -> None:
     assert all(run.status == "FINISHED" and not (run.folder / "checkpoints").exists() for run in runs)
     assert "train   2 steps" in Path("runs/search/real/logs/trial-0.txt").read_text() and "train   2" not in answer.out
     assert os.getcwd() == str(tmp_path)
+
+    Path("runs/search/real/study.db").unlink()
+    Spool(Path("runs/real-t1")).append("tags", {"values": {"study": "other"}})
+    again = superblock("run", *WORDS, *small, RATE, "hydra.sweeper.n_trials=2", "hydra.sweeper.study_name=real")
+    assert "trial 0: replaces runs/real-t0, of a search of this name whose study is gone" in again.out
+    assert "trial 1 came to nothing: ConfigError: runs/real-t1: holds a run that is none of suite=search" in again.out

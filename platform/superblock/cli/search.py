@@ -34,6 +34,10 @@ FOLDER = Path("runs/search")
 STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}"
 NOT_THE_SEARCH = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.max_failure_rate")
 """Settings that may change while a search goes on."""
+NOT_THE_TRIALS = ("tracking", "hydra.sweeper.storage")
+"""Where results go: whatever begins so may change too, and an address may hold a password that a study need not keep."""
+WORDS = "words"
+"""Attribute of a study: what was typed, by key; other words would mix trials that do not compare."""
 SEED = 1
 """Of the sampler, where none is given: a search can be repeated."""
 PATIENCE = 3
@@ -87,7 +91,11 @@ class Search:
 
     @classmethod
     def open(cls, name: str, typed: list[str]) -> "Search":
-        """The study, with trials that an earlier start left behind marked as failed."""
+        """The study, with trials that an earlier start left behind marked as failed.
+
+        Raises:
+            ConfigError: if the study was begun with other words.
+        """
         import optuna
         from hydra.utils import instantiate
 
@@ -97,6 +105,7 @@ class Search:
             study = optuna.create_study(
                 study_name=name, storage=instantiate(sweeper.storage), direction="minimize", load_if_exists=True
             )
+            _same_search(study, typed)
             for trial in study.trials:
                 if not trial.state.is_finished():
                     study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
@@ -279,6 +288,24 @@ def _study_name(typed: Sequence[str]) -> str:
         )
     words = sorted(word for word in typed if _key(word) not in NOT_THE_SEARCH)
     return given or f"search-{hashlib.sha256(' '.join([*words, code_state().commit]).encode()).hexdigest()[:8]}"
+
+
+def _same_search(study: Any, typed: Sequence[str]) -> None:
+    """Notes what a new study searches, and refuses to go on with another search in it."""
+    words = {_key(word): word for word in typed if not word.startswith("-") and not _may_change(_key(word))}
+    begun = study.user_attrs.get(WORDS)
+    if begun is None:
+        study.set_user_attr(WORDS, words)
+    elif begun != words:
+        [key, *_] = sorted(key for key in begun.keys() | words.keys() if begun.get(key) != words.get(key))
+        raise ConfigError(
+            f"hydra.sweeper.study_name={study.study_name}: this search was begun with {begun.get(key, f'no {key}')}, not "
+            f"{words.get(key, f'no {key}')}; give the new one another name, or type what it was begun with"
+        )
+
+
+def _may_change(key: str) -> bool:
+    return key in NOT_THE_SEARCH or key.startswith(NOT_THE_TRIALS)
 
 
 def _sweeper(study: str, typed: Sequence[str]) -> Any:
