@@ -1,5 +1,8 @@
 """Which comparisons an experiment offers, and how they are written."""
 
+import threading
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -156,3 +159,34 @@ def test_a_store_that_refuses_costs_a_line(monkeypatch: pytest.MonkeyPatch, work
     monkeypatch.setattr(publish, "server_version", lambda base: "3.17.2")
     assert publish.publish("http://127.0.0.1:1", "1", lines.append) == []
     assert len(lines) == 1 and lines[0].startswith("no saved comparisons: ")
+
+
+class _Asked(BaseHTTPRequestHandler):
+    """Says its version to whoever has the password."""
+
+    def do_GET(self) -> None:
+        known = self.headers.get("Authorization") == "Basic " + b64encode(b"me:p@ss").decode()
+        self.send_response(200 if known and self.path == "/version" else 401)
+        self.end_headers()
+        self.wfile.write(b"3.17.2")
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+def test_the_version_of_a_server_with_a_password() -> None:
+    with HTTPServer(("127.0.0.1", 0), _Asked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"127.0.0.1:{server.server_port}"
+        assert publish.server_version(f"http://me:p%40ss@{place}") == "3.17.2"
+        assert publish.server_version(f"http://me:wrong@{place}") is None is publish.server_version(f"http://{place}")
+        server.shutdown()
+
+
+@pytest.mark.parametrize("base", ["http://me:secret@127.0.0.1", "http://127.0.0.1:secret", "http://[::1", "ftp:/x"])
+def test_an_address_that_does_not_answer_has_no_version(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> None:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    assert publish.server_version(base) is None

@@ -1,9 +1,12 @@
 """Keeps an experiment's comparison views and its note current in the store. What fails costs a line, nothing else."""
 
 import time
+from base64 import b64encode
 from collections.abc import Callable
+from http.client import HTTPException
 from typing import TYPE_CHECKING
-from urllib.request import urlopen
+from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import Request, urlopen
 from zlib import crc32
 
 from superblock.tracking import comparisons, views
@@ -82,10 +85,22 @@ def contents(client: "MlflowClient", experiment_id: str) -> list[RunContents]:
 def server_version(base: str) -> str | None:
     """The MLflow version that a server says it is; None if it does not answer."""
     try:
-        with urlopen(f"{base}/version", timeout=5) as answer:
+        address, headers = _with_header(f"{base}/version")
+        with urlopen(Request(address, headers=headers), timeout=5) as answer:
             return str(answer.read(100).decode("utf-8", "replace")).strip()
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return None
+
+
+def _with_header(address: str) -> tuple[str, dict[str, str]]:
+    """An address without its name and password, and the header that says them instead: `urlopen` takes no others."""
+    parts = urlsplit(address)
+    said, _, host = parts.netloc.rpartition("@")
+    if not said:
+        return address, {}
+    name, _, password = said.partition(":")
+    known = b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {known}"}
 
 
 def _is_ours(tags: dict[str, str]) -> bool:
