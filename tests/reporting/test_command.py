@@ -17,6 +17,7 @@ from superblock.reporting.lock import only_one
 from superblock.reporting.schedule import due
 from superblock.reporting.schedule.arrange import state_file
 from superblock.reporting.shelf import Shelf
+from superblock.staging.pipeline import REFUSED
 
 MONDAY = datetime(2026, 11, 23, 6, 0)
 Reporting = Callable[..., tuple[int, list[str]]]
@@ -215,7 +216,7 @@ def test_killed_while_it_renders(
     assert not list(Path("reports").glob(".new-*")) and contents(Path("reports/weekly")) != before
 
 
-@pytest.mark.parametrize(("ended", "status"), [(0, 0), (1, 1), (2, 1), (3, 1)])
+@pytest.mark.parametrize(("ended", "status"), [(0, 0), (1, 1), (2, 1), (3, 0)])
 def test_training_first(
     reporting: Reporting, runs: Path, plain: list[str], monkeypatch: pytest.MonkeyPatch, ended: int, status: int
 ) -> None:
@@ -229,8 +230,22 @@ def test_training_first(
     got, _ = reporting("schedule.before=stage=mvp1 seed=1,2 'tracking.arm=my arm'", "fail_on=regression")
     own = [sys.executable, "-m", "superblock.cli", "run", "--multirun", "stage=mvp1", "seed=1,2", "tracking.arm=my arm"]
     assert (got, started) == (status, [own])
-    told = [problem for problem in newest().problems if problem.startswith("The training before this report")]
-    assert [f"status {ended}" in problem for problem in told] == ([True] if ended else [])
+    told = [problem for problem in newest().problems if problem.endswith("tracking.arm=my arm'")]
+    words = "because a gate failed" if ended == REFUSED else f"status {ended}"
+    assert [words in problem for problem in told] == ([True] if ended else [])
+
+
+@pytest.mark.parametrize("ended", [0, 1, 3])
+def test_a_regression_is_told_whatever_the_training_said(
+    reporting: Reporting, runs: Path, plain: list[str], monkeypatch: pytest.MonkeyPatch, ended: int
+) -> None:
+    reporting("pin=true")
+    write_pipeline(runs, stages=("mvp1", "mvp2"), points=20, started=BEGIN + 7 * DAY, quality=1.03)
+    monkeypatch.setattr(command, "train_before", lambda text, say: ended)
+    words = ("schedule.before=stage=mvp1",)
+    assert reporting("fail_on=regression", *words)[0] == command.REGRESSION
+    assert reporting(*words)[0] == (command.TRAINING_FAILED if ended == 1 else 0)
+    assert reporting("select.scale=tiny", *words)[0] == (command.TRAINING_FAILED if ended == 1 else command.NOTHING)
 
 
 def test_a_training_that_is_refused(

@@ -2,7 +2,7 @@
 
 Statuses of the process:
     0   the report is written, or was up to date; or nothing is due, or a schedule is arranged
-    1   the training of `schedule.before` failed; the report is written, and says so
+    1   the training of `schedule.before` failed; the report is written, and says so. A gate that failed is no such failure
     2   a setting cannot work, or another process has been making a report in the same folder for too long
     3   something became worse, or a history raised an alarm; only with `fail_on=regression`
     4   nothing to report
@@ -31,6 +31,8 @@ from superblock.reporting.schedule.cron import next_times, parse
 from superblock.reporting.shelf import Shelf
 
 OK, TRAINING_FAILED, CONFIGURATION, REGRESSION, NOTHING = 0, 1, 2, 3, 4
+GATE_FAILED = 3
+"""Status of a training whose stage was not promoted: it was trained and tested, so there is something to report."""
 LONGEST_WAIT = 60.0
 """Seconds to wait for another report in the same folder; a report takes less."""
 Say = Callable[[str], None]
@@ -92,19 +94,20 @@ def if_due(config: ReportConfig, *, say: Say, now: Clock) -> int:
 
 def make(config: ReportConfig, *, say: Say) -> int:
     """Trains what comes before the report, if anything does, and makes the report."""
-    failure = train_before(config.schedule.before, say=say) if config.schedule.before else None
+    ended = train_before(config.schedule.before, say=say) if config.schedule.before else OK
+    problems = [in_words(ended, config.schedule.before)] if ended and config.schedule.before else []
     output = Path(config.output).expanduser()
     say(f"report: {Path.cwd()} -> {output}")
     try:
         with only_one(output / ".lock", wait=LONGEST_WAIT, say=say):
-            report = write(config, Shelf(output), [failure] if failure else [], say=say)
+            report = write(config, Shelf(output), problems, say=say)
     except Busy as busy:
         raise ConfigError(f"output={config.output}: {busy}; wait for it, or give another folder") from None
-    if failure:
+    if report is not None and config.fail_on == "regression" and became_worse(report):
+        return REGRESSION
+    if ended not in (OK, GATE_FAILED):
         return TRAINING_FAILED
-    if report is None:
-        return NOTHING
-    return REGRESSION if config.fail_on == "regression" and became_worse(report) else OK
+    return OK if report is not None else NOTHING
 
 
 def became_worse(report: Report) -> bool:
@@ -247,12 +250,8 @@ def conclude(report: Report, config: ReportConfig, shelf: Shelf, changed: bool, 
         say("  python -m platform.report pin=true    # compare later reports with this one")
 
 
-def train_before(text: str, *, say: Say) -> str | None:
-    """Runs `superblock run` with these settings in a process of its own.
-
-    Returns:
-        What went wrong, in a sentence; None if nothing did.
-    """
+def train_before(text: str, *, say: Say) -> int:
+    """Runs `superblock run` with these settings in a process of its own, and returns its status."""
     words = shlex.split(text)
     if not {"--multirun", "-m"} & set(words):
         words.insert(0, "--multirun")
@@ -260,7 +259,14 @@ def train_before(text: str, *, say: Say) -> str | None:
     status = subprocess.run([sys.executable, "-m", "superblock.cli", "run", *words], check=False).returncode
     if status in (130, -2):
         raise KeyboardInterrupt
-    return f"The training before this report ended with status {status}: superblock run {text}" if status else None
+    return status
+
+
+def in_words(status: int, text: str) -> str:
+    """What went wrong in the training before a report, in a sentence."""
+    if status == GATE_FAILED:
+        return f"A stage trained before this report was not promoted, because a gate failed: superblock run {text}"
+    return f"The training before this report ended with status {status}: superblock run {text}"
 
 
 @contextmanager
