@@ -106,6 +106,39 @@ def test_cron_by_name_although_systemd_runs(tools: Path, arranged: Callable[...,
     assert "0 0 * * *" in table.read_text() and not systemd.folder_of_units().exists()
 
 
+def test_one_kind_takes_the_place_of_the_other(tools: Path, arranged: Callable[..., list[str]], tmp_path: Path) -> None:
+    program(tools, "systemctl", "exit 0")
+    table, units = cron(tools), systemd.folder_of_units()
+    table.write_text("# mine\n")
+    words = ("schedule.cron=@daily", "schedule.install=true")
+    files = tmp_path / "reports" / "schedule"
+    arranged(*words, "schedule.kind=cron")
+    for _ in range(2):
+        said = arranged(*words)
+        assert "removed: the crontab line of superblock-report, which this replaces" in said
+        assert table.read_text() == "# mine\n" and (units / "superblock-report.timer").exists()
+        assert sorted(file.suffix for file in files.iterdir()) == [".service", ".timer"]
+        said = arranged(*words, "schedule.kind=cron")
+        assert "removed: the timer of superblock-report, which this replaces" in said
+        assert "schedule.due=true" in table.read_text() and list(units.iterdir()) == []
+        assert sorted(file.suffix for file in files.iterdir()) == [".crontab", ".json"]
+
+
+def test_a_crontab_that_refuses_keeps_nothing_else(
+    tools: Path, arranged: Callable[..., list[str]], compose: Callable[..., Any], tmp_path: Path
+) -> None:
+    program(tools, "systemctl", "exit 0")
+    program(tools, "crontab", "echo 'You (me) are not allowed' >&2; exit 1")
+    said = arranged("schedule.cron=@daily", "schedule.install=true")
+    assert "installed: the timer superblock-report" in said
+    assert any(line.startswith("problem: the crontab line") and "not allowed" in line for line in said)
+    said.clear()
+    with pytest.raises(ConfigError, match=r"the crontab line of superblock-report .*You \(me\) are not allowed"):
+        arrange.remove(compose("report", "schedule.remove=true"), say=said.append)
+    assert said == ["removed: the timer of superblock-report", "removed: the files of superblock-report"]
+    assert list(systemd.folder_of_units().iterdir()) == [] == list((tmp_path / "reports" / "schedule").iterdir())
+
+
 @pytest.mark.parametrize(
     ("kind", "complaint"),
     [

@@ -1,7 +1,7 @@
 """Writes a schedule, installs it or takes it away, and says when the next reports come."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from superblock.reporting.schedule.words import command, environment
 Say = Callable[[str], None]
 FOLDER = "schedule"
 """Below the folder of the reports: timers, logs, and which times are done with."""
+OF_SYSTEMD, OF_CRON = ("service", "timer"), ("crontab", "json")
+FILES = OF_SYSTEMD + OF_CRON
+"""How the files of a schedule in that folder end."""
 SHOWN_TIMES = 3
 ELSEWHERE = "elsewhere: .github/workflows/report.yml, reports/schedule/cronjob.yaml"
 
@@ -49,6 +52,7 @@ def arrange(config: ReportConfig, *, say: Say, now: Callable[[], datetime]) -> i
         say(f"written: {file}")
     if schedule.install:
         _install(config, cron, kind, files, say, now())
+        _remove_other(config, kind, say)
     else:
         _explain(kind, files, say)
     shown = ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in next_times(cron, now(), SHOWN_TIMES))
@@ -59,21 +63,58 @@ def arrange(config: ReportConfig, *, say: Say, now: Callable[[], datetime]) -> i
 def remove(config: ReportConfig, *, say: Say) -> int:
     """Takes away what was installed under a name, timer and crontab line, and the files beside it.
 
+    Each part is taken away, or said to be still there, whatever becomes of the others.
+
     Returns:
         Status of the process: 0, whether or not there was anything.
+
+    Raises:
+        ConfigError: when all has been tried, for the parts that could not be taken away.
     """
     name = config.schedule.name
-    timer, line = systemd.remove(name), crontab.remove(name)
-    files = [folder_of(config) / f"{name}.{kind}" for kind in ("service", "timer", "crontab", "json")]
-    there = [file for file in files if file.exists()]
-    for file in there:
-        file.unlink()
-    for what, found in (("the timer", timer), ("the crontab line", line), ("the files", bool(there))):
+    removed, faults = 0, []
+    for what, take in (
+        ("the timer", lambda: systemd.remove(name)),
+        ("the crontab line", lambda: crontab.remove(name)),
+        ("the files", lambda: _delete(config, FILES)),
+    ):
+        try:
+            found = take()
+        except (ConfigError, OSError) as error:
+            faults.append(f"schedule.remove=true: {what} of {name} cannot be removed, if there: {error}")
+            continue
         if found:
+            removed += 1
             say(f"removed: {what} of {name}")
-    if not (timer or line or there):
+    if faults:
+        raise ConfigError("\n".join(faults))
+    if not removed:
         say(f"nothing is installed under schedule.name={name}")
     return 0
+
+
+def _delete(config: ReportConfig, kinds: Sequence[str]) -> bool:
+    """Deletes files of a schedule; whether there were any."""
+    there = [file for kind in kinds if (file := folder_of(config) / f"{config.schedule.name}.{kind}").exists()]
+    for file in there:
+        file.unlink()
+    return bool(there)
+
+
+def _remove_other(config: ReportConfig, kind: str, say: Say) -> None:
+    """Takes away what was installed under the same name by the other means: both would make every report, and train."""
+    name = config.schedule.name
+    what, other, kinds = (
+        ("the crontab line", crontab, OF_CRON) if kind == "systemd" else ("the timer", systemd, OF_SYSTEMD)
+    )
+    try:
+        found = other.remove(name)
+        _delete(config, kinds)
+    except (ConfigError, OSError) as error:
+        say(f"problem: {what} of {name} from an earlier time, if there, cannot be removed: {error}")
+        return
+    if found:
+        say(f"removed: {what} of {name}, which this replaces")
 
 
 def _kind(config: ReportConfig) -> str:
