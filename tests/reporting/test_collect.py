@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from superblock.reporting.facts import Facts, RunFacts
 from superblock.reporting.thinning import MOST, chosen, thin
 from superblock.tracking.mlflow_sender import deliver
 from superblock.tracking.spool import Spool, metric_history
-from superblock.tracking.stored_runs import ClientStore
+from superblock.tracking.stored_runs import ClientStore, DatabaseStore
+from superblock.tracking.versions import StoreAway
 
 RUNS = Path("runs")
 
@@ -253,6 +256,66 @@ def test_a_store_without_its_artifacts_gives_what_it_has(stored: Path, monkeypat
     for run in found:
         assert run.results["test/bits_per_byte"] > 1 and run.curves["val/bits_per_byte"].steps
         assert (run.statements, run.samples, run.language) == ((), None, {})
+
+
+def test_a_damaged_store_costs_no_folder(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad pages show when rows are read, after the store was opened."""
+    whole = (stored / "mlflow.db").read_bytes()
+    page = int.from_bytes(whole[16:18], "big")
+    shutil.copytree(stored / RUNS, tmp_path / RUNS)
+    monkeypatch.chdir(tmp_path)
+    with closing(sqlite3.connect(stored / "mlflow.db")) as connection:
+        roots = connection.execute("SELECT rootpage FROM sqlite_master WHERE name IN ('runs', 'latest_metrics')")
+        damaged = bytearray(whole)
+        for (root,) in roots:
+            damaged[(root - 1) * page : root * page] = b"\xff" * page
+    Path("mlflow.db").write_bytes(damaged)
+    found = facts(source="auto")
+    assert len(found.runs) == 2
+    assert any("mlflow.db cannot be read" in problem for problem in found.problems)
+
+
+@pytest.mark.parametrize("client", [False, True])
+def test_an_artifact_that_cannot_be_read_costs_no_run(
+    client: bool, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stored)
+    whole = facts(source="mlflow")
+    broken = next(path for path in (RUNS / "artifacts").rglob("samples.md"))
+    table = broken.parent / "statements.json"
+    texts = broken.read_bytes(), table.read_bytes()
+    if client:
+        monkeypatch.setattr(collect_store, "run_store", ClientStore)
+    broken.write_bytes(b"\xff" + texts[0])
+    table.unlink()
+    table.mkdir()
+    try:
+        found = facts(source="mlflow")
+    finally:
+        table.rmdir()
+        broken.write_bytes(texts[0])
+        table.write_bytes(texts[1])
+    assert len(found.runs) == 2 and all(run.samples for run in found.runs)
+    assert [bool(run.statements) for run in found.runs].count(False) == 1
+    assert sum("statements.json" in problem and "missing here" in problem for problem in found.problems) == 1
+    assert facts(source="mlflow").runs == whole.runs
+
+
+def test_a_store_that_stops_answering_is_not_asked_for_ever(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(stored)
+    asked = []
+
+    def away(self: DatabaseStore, run: object, name: str) -> str | None:
+        asked.append(name)
+        raise StoreAway("it does not answer")
+
+    monkeypatch.setattr(DatabaseStore, "artifact", away)
+    monkeypatch.setattr(DatabaseStore, "history", away)
+    found = facts(source="mlflow")
+    assert len(found.runs) == 2 and all(
+        run.results and not run.curves["train/bits_per_byte"].steps for run in found.runs
+    )
+    assert len(asked) == 3 == len(found.problems) and "nothing more is asked" in found.problems[-1]
 
 
 def test_folders_are_read_without_mlflow() -> None:

@@ -9,8 +9,8 @@ import math
 import sqlite3
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,7 +58,7 @@ class RunStore(Protocol):
         """A metric of a run."""
 
     def artifact(self, run: StoredRun, name: str) -> str | None:
-        """The text of an artifact; None if there is none of that name."""
+        """The text of an artifact, what is not UTF-8 replaced; None if there is none of that name."""
 
 
 def run_store(uri: str, experiment: str) -> RunStore:
@@ -109,7 +109,7 @@ class DatabaseStore:
     def runs(self) -> list[StoredRun]:
         if self.empty():
             return []
-        with closing(self._open()) as connection:
+        with self._reading() as connection:
             rows = connection.execute(_RUNS, (self.experiment,)).fetchall()
             tags, params = (self._tables(connection, statement) for statement in (_TAGS, _PARAMS))
             latest: dict[str, dict[str, float]] = defaultdict(dict)
@@ -125,12 +125,21 @@ class DatabaseStore:
         ]  # fmt: skip
 
     def history(self, run: StoredRun, metric: str) -> Points:
-        with closing(self._open()) as connection:
+        with self._reading() as connection:
             rows = connection.execute(_HISTORY, (run.run_id, metric))
             return list({step: math.nan if is_nan else value for step, value, is_nan in rows}.items())
 
     def artifact(self, run: StoredRun, name: str) -> str | None:
         return _local_text(run.artifacts, name)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection of which every error is `StoreAway`: a damaged page shows when its rows are read, not before."""
+        try:
+            with closing(self._open()) as connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise StoreAway(f"{self.database.name} cannot be read ({error})") from error
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(f"{self.database.resolve().as_uri()}?mode=ro", uri=True, timeout=20)
@@ -186,7 +195,7 @@ class ClientStore:
         with _Reaching(self.uri), tempfile.TemporaryDirectory() as folder:
             if name not in {one.path for one in self._client.list_artifacts(run.run_id)}:
                 return None
-            return Path(self._client.download_artifacts(run.run_id, name, folder)).read_text("utf-8")
+            return Path(self._client.download_artifacts(run.run_id, name, folder)).read_text("utf-8", "replace")
 
     @property
     def _client(self) -> "MlflowClient":
@@ -236,6 +245,8 @@ def _local_text(artifacts: str, name: str) -> str | None:
     if parts.scheme not in ("", "file"):
         return None
     try:
-        return (Path(unquote(parts.path)) / name).read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
+        return (Path(unquote(parts.path)) / name).read_text("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise StoreAway(f"{name} cannot be read ({reason_of(error)})") from error
