@@ -19,6 +19,7 @@ from synthetic_runs import COMMIT, MACHINE, Synthetic, write_history, write_pipe
 from superblock.config.report import ReportConfig
 from superblock.config.tracking import TrackingConfig
 from superblock.reporting import collect_store
+from superblock.reporting.analysis import analyse
 from superblock.reporting.benchmarked import probe_rows
 from superblock.reporting.collect import collect
 from superblock.reporting.collect_folders import read_spool
@@ -106,6 +107,67 @@ def test_files_of_another_shape_are_no_reason_to_stop() -> None:
     (folder / "statements.json").write_text('{"outcomes": {"a": 1}}')
     [found] = facts().runs
     assert (found.statements, found.prediction, found.lineage) == ((), {}, (found.name,))
+
+
+@pytest.mark.parametrize(
+    ("file", "part", "content"),
+    [
+        ("summary.json", "lineage", [{}]), ("summary.json", "lineage", ["x"]), ("summary.json", "lineage", [{"run": "a"}]),
+        ("summary.json", "exits", {"1": 5}), ("summary.json", "exits", {"²": {}}), ("statements.json", "outcomes", ["x"]),
+        ("language.json", "positions", ["x"]), ("language.json", "packages", [{"bits_per_byte": 1.0, "bytes": 3}]),
+        ("language.json", "positions", {"name": "x"}), ("language.json", "packages", 3),
+    ],
+)  # fmt: skip
+def test_a_part_of_another_kind_is_named_and_the_report_is_made(file: str, part: str, content: object) -> None:
+    folder, _ = write_pipeline(RUNS, seeds=[1, 2], stages=["mvp1"], language=True)
+    _changed(folder / file, **{part: content})
+    found = facts()
+    assert len(found.runs) == 2 and analyse(found, ReportConfig(), None).groups
+    assert list(found.problems) == (
+        [] if "²" in str(content) else [f"{folder.name}: {part} in {file} not of the expected kind and left out"]
+    )
+
+
+def test_a_number_beyond_all_numbers_costs_its_run_alone() -> None:
+    folder, _ = write_pipeline(RUNS, seeds=[1, 2], stages=["mvp1"])
+    _changed(folder / "summary.json", tokens=10**400)
+    found = facts()
+    assert [run.seed for run in found.runs] == [2]
+    assert [f"{folder.name} cannot be understood" in problem for problem in found.problems] == [True]
+
+
+def test_a_result_that_is_no_number_is_told() -> None:
+    [folder] = write_pipeline(RUNS, seeds=[1], stages=["mvp1"])
+    with open(folder / "spool.jsonl", "a") as spool:
+        spool.write('{"kind":"metrics","time":1,"step":0,"values":{"test/bits_per_byte":"low"}}\n')
+    found = facts()
+    assert "test/bits_per_byte" not in found.runs[0].results and "test/bits_per_byte" in found.problems[0]
+
+
+def test_sizes_that_are_no_numbers_are_no_shares() -> None:
+    [folder] = write_pipeline(RUNS, seeds=[1], stages=["mvp1"], language=True)
+    _changed(folder / "language.json", packages=[{"name": "a", "bits_per_byte": 1.0, "bytes": "many"}])
+    [group] = analyse(facts(), ReportConfig(), None).groups
+    assert [(one.name, one.share) for one in group.packages] == [("a", None)]
+
+
+@pytest.mark.parametrize("kind", ["params", "tags"])
+def test_a_spool_of_another_kind_costs_its_run_alone(kind: str) -> None:
+    folder, _ = write_pipeline(RUNS, seeds=[1, 2], stages=["mvp1"])
+    with open(folder / "spool.jsonl", "a") as spool:
+        spool.write(json.dumps({"kind": kind, "time": 1, "values": ["x"]}) + "\n")
+    found = facts()
+    assert [run.seed for run in found.runs] == [2]
+    assert [str(folder) in problem for problem in found.problems] == [True]
+
+
+def test_labels_that_are_no_words_are_words() -> None:
+    [folder] = write_pipeline(RUNS, seeds=[1], stages=["mvp1"])
+    with open(folder / "spool.jsonl", "a") as spool:
+        spool.write(json.dumps({"kind": "tags", "time": 1, "values": {"seed": 7}}) + "\n")
+        spool.write(json.dumps({"kind": "params", "time": 1, "values": {"model.num_superblocks": 1, "x": 3}}) + "\n")
+    [run] = facts().runs
+    assert (run.seed, run.settings["x"]) == (7, "3")
 
 
 def test_a_spool_that_is_gone_is_told() -> None:
@@ -389,6 +451,25 @@ def test_records_that_cannot_be_read_are_named() -> None:
                      "alone.json is no record", "absent.json cannot be read"):  # fmt: skip
         assert expected in words
     assert "notes.json" not in words
+
+
+def test_a_record_whose_rows_cannot_be_made_is_named(root: Path) -> None:
+    speed = json.loads((root / "reports" / "records" / "2026-11-21-speed.json").read_text())
+    case = json.loads(json.dumps(next(iter(speed["cases"].values()))))
+    for variant in case["variants"].values():
+        variant["ms"] = None
+    broken = {
+        "ms": speed | {"cases": {"a": case}}, "provenance": speed | {"provenance": "x"}, "cases": speed | {"cases": [1]},
+        "runs": {**speed, "schema": "superblock.probes/1", "runs": {"a": 3}},
+        "results": {**speed, "schema": "superblock.ablation/1", "suite": "growth", "results": {"methods": {"a": 1}}},
+    }  # fmt: skip
+    Path("records").mkdir()
+    for name, content in broken.items():
+        Path("records", f"{name}.json").write_text(json.dumps(content))
+    found = facts(records=["records"])
+    assert found.records == () and len(found.problems) == len(broken)
+    for name in broken:
+        assert any(f"{name}.json is not a whole record" in problem for problem in found.problems)
 
 
 def test_an_unfinished_record_is_used_and_said() -> None:

@@ -72,7 +72,12 @@ def _from_store(config: ReportConfig, told: Iterable[Told], problems: list[str])
 
 def _chosen(told: Iterable[Told], select: SelectConfig, problems: list[str]) -> tuple[RunFacts, ...]:
     """The finished runs that were asked for, oldest first; of the others it is told that they are not counted."""
-    found = [(run_facts(one), one) for one in told]
+    found = []
+    for one in told:
+        try:
+            found.append((run_facts(one), one))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            problems.append(f"{one.name} cannot be understood ({type(error).__name__}: {error})")
     found = [(run, one) for run, one in found if run.suite == TRAINING and run.stage]
     found.sort(key=lambda pair: (pair[0].started, pair[0].name))
     finished = [run for run, _ in found if run.status == "FINISHED"]

@@ -35,7 +35,7 @@ def read_folders(root: Path, problem: Problem) -> Iterator[Told]:
     for path in sorted(root.glob(f"*/{IDENTITY_FILE}")):
         try:
             told = _read(path.parent, problem)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem(f"{path.parent} cannot be read ({type(error).__name__}: {error})")
             continue
         if told:
@@ -149,10 +149,10 @@ def _other(line: bytes, found: Spooled, places: dict[str, list[Place]]) -> None:
     except (ValueError, KeyError, TypeError):
         return
     if kind == "tags":
-        found.tags.update(event["values"])
+        found.tags.update((key, str(value)) for key, value in event["values"].items())
     elif kind == "params":
         for key, value in event["values"].items():
-            found.params.setdefault(key, value)  # as in MLflow, where a resumed run cannot change one
+            found.params.setdefault(key, str(value))  # as in MLflow, where a resumed run cannot change one
     elif kind == "dataset" and event["context"] == "training":
         found.data = event["description"]
     elif kind == "status":

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from superblock.reporting.benchmarked import ablation_rows, probe_rows, speed_rows
 from superblock.reporting.current_records import ABLATION, PROBES, current
 from superblock.reporting.facts import RecordFacts
+from superblock.reporting.sources import sources
 from superblock.tracking.provenance import Hardware
 
 Problem = Callable[[str], None]
@@ -53,8 +55,10 @@ def _read(path: Path, named: bool, problem: Problem) -> RecordFacts | None:
             )
         return None
     try:
-        return _facts(content)
-    except (KeyError, TypeError, ValueError) as error:
+        record = _facts(content)
+        _shown(record)
+        return record
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem(f"{path} is not a whole record ({type(error).__name__}: {error})")
         return None
 
@@ -68,6 +72,18 @@ def _facts(content: Mapping[str, Any]) -> RecordFacts:
         finished=None if finished is None else float(finished), commit=str(content.get("commit") or code.get("commit", "")),
         machine=str(content.get("machine") or hardware.get("fingerprint", "")), hardware=_hardware(hardware), content=content,
     )  # fmt: skip
+
+
+def _shown(record: RecordFacts) -> None:
+    """Makes the rows that a report makes of the record, so that one that it cannot be made of is told here with its file.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: if a part is of another kind.
+    """
+    probe_rows([record])
+    speed_rows([record])
+    ablation_rows([record])
+    sources([], [record], [])
 
 
 def _hardware(known: Mapping[str, Any]) -> str:

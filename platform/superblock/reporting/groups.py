@@ -136,9 +136,10 @@ def _sliced(runs: Sequence[RunFacts], *parts: str) -> tuple[Sliced, ...]:
     for run in runs:
         for part in parts:
             known = [one for one in run.language.get(part) or () if _number(one, "bits_per_byte") is not None]
-            total = sum(one.get("bytes") or 0 for one in known)
-            for one in known:
-                rows[str(one["name"])].append((run, one, (one.get("bytes") or 0) / total if total else None))
+            sizes = [_number(one, "bytes") or 0.0 for one in known]
+            total = sum(sizes)
+            for one, size in zip(known, sizes, strict=True):
+                rows[one["name"]].append((run, one, size / total if total else None))
     found = []
     for name, entries in rows.items():
         quality, accuracy = (_of(entries, key) for key in ("bits_per_byte", "accuracy"))

@@ -1,7 +1,7 @@
 """One run's facts, put together in the same way wherever its files and labels were read."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ EXIT_CURVES = {
     "tokens_per_second": "tokens_per_second",
     "trained_bits_per_byte": "trained",
 }
+PARTS = ("positions", "beyond", "packages")
+"""Lists of the language suite: parts of the context, of what lies beyond the trained one, and of the text."""
 TRAINING = "training"
 """Suite of runs that are no part of a benchmark."""
 
@@ -52,7 +54,7 @@ def run_facts(told: Told) -> RunFacts:
         machine += f"-{told.params['threads']}t"
     return RunFacts(
         name=told.name, stage=tags.get("stage", ""), scale=tags.get("scale", ""), arm=tags.get("arm", ""),
-        seed=int(tags["seed"]) if tags.get("seed", "").isdigit() else 0, suite=tags.get("suite", TRAINING),
+        seed=int(tags["seed"]) if tags.get("seed", "").isdecimal() else 0, suite=tags.get("suite", TRAINING),
         status=told.status, started=told.started, ended=told.ended, fingerprint=tags.get("fingerprint", ""),
         commit=tags.get("mlflow.source.git.commit", ""), dirty=tags.get("git.dirty") == "true",
         hardware=tags.get("hardware", ""), machine=machine, command=tags.get("mlflow.source.name", ""),
@@ -61,7 +63,7 @@ def run_facts(told: Told) -> RunFacts:
         superblocks=_superblocks(told.params, summary), lineage=_lineage(told.name, summary), settings=dict(told.params),
         results=_results(told.latest, summary), curves={**told.curves, **_exits(summary)},
         statements=tuple(one for one in _list(told.statements, "outcomes") if isinstance(one, Mapping)),
-        prediction=_prediction(summary), samples=told.samples, language=told.language,
+        prediction=_prediction(summary), samples=told.samples, language=_language(told.language),
     )  # fmt: skip
 
 
@@ -71,27 +73,63 @@ def doubts(told: Told) -> list[str]:
     if told.tags.get("diverged") == "true":
         first = told.tags.get("diverged.first", "")
         found.append(f"{told.name} diverged{f' ({first})' if first else ''}")
-    bad = [name for name in METRICS if name in told.latest and not math.isfinite(told.latest[name])]
+    bad = [name for name in METRICS if name in told.latest and not _is_number(told.latest[name])]
     if bad:
         found.append(f"{told.name}: {', '.join(bad)} {'are' if len(bad) > 1 else 'is'} not finite and left out")
+    if strange := list(_strange(told)):
+        found.append(f"{told.name}: {', '.join(strange)} not of the expected kind and left out")
     return found
 
 
+def _strange(told: Told) -> Iterator[str]:
+    """The parts of a run's files that `run_facts` leaves out."""
+    if len(_lineage_entries(told.summary)) < len(_list(told.summary, "lineage")):
+        yield "lineage in summary.json"
+    if any(not isinstance(values, Mapping) for values in _table(told.summary, "exits").values()):
+        yield "exits in summary.json"
+    if any(not isinstance(one, Mapping) for one in _list(told.statements, "outcomes")):
+        yield "outcomes in statements.json"
+    kept = _language(told.language)
+    for part in PARTS:
+        if part in told.language and kept[part] != told.language[part]:
+            yield f"{part} in language.json"
+
+
 def _superblocks(params: Mapping[str, str], summary: Mapping[str, Any]) -> int | None:
-    if (lineage := _list(summary, "lineage")) and isinstance(lineage[-1], Mapping):
+    if (lineage := _lineage_entries(summary)) and _is_number(lineage[-1].get("superblocks")):
         return int(lineage[-1]["superblocks"])
     text = params.get("model.num_superblocks", "")
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
 
 
 def _lineage(name: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(one["run"]) for one in _list(summary, "lineage")) or (name,)
+    return tuple(one["run"] for one in _lineage_entries(summary)) or (name,)
+
+
+def _lineage_entries(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """All of them or none: of a lineage with a gap neither length nor tokens are known."""
+    entries = _list(summary, "lineage")
+    whole = all(
+        isinstance(one, Mapping) and isinstance(one.get("run"), str) and _is_number(one.get("tokens"))
+        for one in entries
+    )
+    return entries if whole else []
+
+
+def _language(measured: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the language suite measured, without entries that have no name or are none."""
+    kept = {
+        part: [one for one in _list(measured, part) if isinstance(one, Mapping) and isinstance(one.get("name"), str)]
+        for part in PARTS
+        if part in measured
+    }
+    return {**measured, **kept}
 
 
 def _results(latest: Mapping[str, float], summary: Mapping[str, Any]) -> dict[str, float]:
     found = {name: value for name, value in latest.items() if is_result(name)}
     found |= {name: summary[key] for key, name in SUMMARY.items() if key in summary}
-    if lineage := _list(summary, "lineage"):
+    if lineage := _lineage_entries(summary):
         found["lineage/tokens"] = sum(one["tokens"] for one in lineage)
     test = _table(_table(summary, "splits"), "test")
     known = _table(test, "references").items()
@@ -101,7 +139,11 @@ def _results(latest: Mapping[str, float], summary: Mapping[str, Any]) -> dict[st
 
 def _exits(summary: Mapping[str, Any]) -> dict[str, Series]:
     """What each exit reached, by the superblocks it uses."""
-    exits = {int(depth): values for depth, values in _table(summary, "exits").items() if str(depth).isdigit()}
+    exits = {
+        int(depth): values
+        for depth, values in _table(summary, "exits").items()
+        if depth.isdecimal() and isinstance(values, Mapping)
+    }
     found = {}
     for key, name in EXIT_CURVES.items():
         known = [(depth, values[key]) for depth, values in sorted(exits.items()) if _is_number(values.get(key))]
