@@ -86,6 +86,21 @@ def test_from_runs_to_pages_and_again(reporting: Reporting, runs: Path) -> None:
     assert [path.name for path in Path("reports").iterdir() if path.is_dir() and not path.is_symlink()] == [name]
 
 
+def test_the_latest_report_is_the_one_just_made(reporting: Reporting, runs: Path, plain: list[str]) -> None:
+    reporting()
+    first = newest().name
+    write_probes(Path("runs/benchmarks/probes/probes.json"), started=BEGIN + 7 * DAY)
+    reporting()
+    second = newest()  # of the same runs, and of a record that is newer
+    assert second.name != first and second.time > BEGIN + 7 * DAY
+    assert Path("reports/latest").readlink().name == second.name
+    for words in (("title=a",), ("title=b",), ("name=weekly",)):  # nothing is newer in these
+        reporting(*words)
+        assert Path("reports/latest").readlink().name == plain[-1]
+    reporting("records=[]")  # of the runs alone, which are older
+    assert Path("reports/latest").readlink().name == "weekly" and plain[-1] == first
+
+
 def test_becoming_the_baseline_changes_nothing_but_the_index(
     reporting: Reporting, runs: Path, plain: list[str]
 ) -> None:

@@ -38,9 +38,9 @@ def holder(path: Path, seconds: float) -> "Iterator[subprocess.Popen[str]]":
 def test_a_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
     lock, said = tmp_path / "a" / ".lock", list[str]()
     with holder(lock, 60) as process:
-        with pytest.raises(Busy, match=rf"process {process.pid} on .* is at work there since 20"):
-            with only_one(lock, wait=0.3, say=said.append):
-                raise AssertionError
+        told = pytest.raises(Busy, match=rf"process {process.pid} on .* is at work there since 20")
+        with told, only_one(lock, wait=0.3, say=said.append):
+            raise AssertionError
         assert len(said) == 1 and said[0].startswith("waiting up to 0 s: process ")
     with only_one(lock, wait=0, say=said.append):  # a killed process holds nothing
         pass
@@ -75,6 +75,40 @@ def test_the_same_report_is_not_written_again(tmp_path: Path) -> None:
     assert put(shelf, report("a"), "another page")
     assert (shelf.folder / "a" / "index.html").read_text() == "another page"
     assert [path.name for path in shelf.folder.iterdir()] == ["a"]
+
+
+def test_what_was_added_to_a_report_stays(tmp_path: Path) -> None:
+    shelf, home = Shelf(tmp_path), tmp_path / "a"
+
+    def drawn(*pictures: str) -> bool:
+        def fill(folder: Path) -> None:
+            write_report(report("a"), folder)
+            (folder / "report.md").write_text("".join(f"![a picture]({name}.svg)" for name in pictures))
+            for name in pictures:
+                (folder / f"{name}.svg").write_text("drawn")
+
+        return shelf.put("a", fill)
+
+    assert drawn("one", "two")
+    (home / "shots" / "empty").mkdir(parents=True)
+    for name in ("notes.md", "mine.svg", "shots/1.png"):
+        (home / name).write_text("added")
+    (home / "link").symlink_to("nowhere")
+    number = home.stat().st_ino
+    assert not drawn("one", "two") and home.stat().st_ino == number
+    assert drawn("one", "three")
+    assert [(home / name).read_text() for name in ("notes.md", "mine.svg", "shots/1.png")] == ["added"] * 3
+    assert os.readlink(home / "link") == "nowhere" and (home / "shots" / "empty").is_dir()
+    assert {path.stem for path in home.glob("*.svg")} == {"one", "three", "mine"}
+    assert not drawn("one", "three")
+
+
+def test_the_latest_of_equal_times_is_the_one_just_made(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    for name in ("b", "a", "c", "b"):
+        put(shelf, report(name))
+        shelf.point_latest(report(name))
+        assert os.readlink(tmp_path / "latest") == name
 
 
 @pytest.mark.parametrize("point", ["write", "away", "in", "clean"])
@@ -131,8 +165,8 @@ def test_reports_in_order_baseline_and_latest(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path)
     for one in (report("b", 2.0), report("a", 3.0), report("c", 1.0)):
         put(shelf, one)
-    shelf.point_latest("a")
-    shelf.point_latest("a")
+    for made in (report("b", 2.0), report("a", 3.0), report("c", 1.0)):
+        shelf.point_latest(made)  # a report of older runs does not become the latest
     assert [one.name for one in shelf.all()] == ["c", "b", "a"]  # `latest` is none of its own
     assert (tmp_path / "latest" / "report.json").exists() and os.readlink(tmp_path / "latest") == "a"
     assert shelf.baseline() is None
@@ -154,5 +188,5 @@ def test_a_baseline_that_does_not_exist(tmp_path: Path) -> None:
 
 def test_a_latest_of_somebody_else_stays(tmp_path: Path) -> None:
     (tmp_path / "latest").mkdir()
-    Shelf(tmp_path).point_latest("a")
+    Shelf(tmp_path).point_latest(report("a"))
     assert (tmp_path / "latest").is_dir() and not (tmp_path / "latest").is_symlink()

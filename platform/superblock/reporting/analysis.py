@@ -83,9 +83,8 @@ def _named(runs: Iterable[RunFacts], counted: Iterable[RunFacts], past: Iterable
 
 
 def _time(facts: Facts, counted: Sequence[RunFacts]) -> float:
-    if counted:
-        return max(run.ended or run.started for run in counted)
-    return max(record.finished or record.started for record in facts.records)
+    runs = [run.ended or run.started for run in counted]
+    return max(runs + [record.finished or record.started for record in facts.records])
 
 
 def _title(groups: Sequence[Group]) -> str:
@@ -99,7 +98,7 @@ def _title(groups: Sequence[Group]) -> str:
 
 
 def _name(report: Report) -> str:
-    """The scale, the day of the newest run, and eight digits of the content, wherever that was read from."""
+    """The scale, the day of the newest run or record, and eight digits of the content, wherever that was read from."""
     scales = "-".join(sorted({group.scale for group in report.groups})) or "benchmarks"
     content = report_text(replace(report, name="", title="", source=""))
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]

@@ -229,7 +229,7 @@ def file(report: Report, config: ReportConfig, shelf: Shelf, say: Say) -> bool:
         done(report.name)
     if config.pin:
         shelf.pin(report.name)
-    shelf.point_latest(shelf.all()[-1].name)
+    shelf.point_latest(report)
     render_index(shelf.folder)
     return changed
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from superblock.reporting.files import read_report
 from superblock.tracking.files import read_json, write_json
 
 REPORT_FILE = "report.json"
+MARKDOWN_FILE = "report.md"
 BASELINE_FILE = "baseline.json"
 LATEST = "latest"
 NEW, OLD = ".new-", ".old-"
@@ -48,6 +49,8 @@ class Shelf:
     def put(self, name: str, write: Callable[[Path], None]) -> bool:
         """Writes a report in a folder of its own and moves it into place; whether anything became different.
 
+        What somebody added to the folder of a report stays there: only what `write` makes is compared and replaced.
+
         Args:
             name: of the report.
             write: fills the folder it is given.
@@ -62,9 +65,16 @@ class Shelf:
         new.mkdir(parents=True)
         write(new)
         if home.exists():
-            if _contents(home) == _contents(new):
+            written = _contents(new, _files(new))
+            ours = [path for path in _files(home) if path in written or _is_picture_of(home, path)]
+            if _contents(home, ours) == written:
                 shutil.rmtree(new)
                 return False
+            away = {home / path for path in ours}
+            shutil.copytree(
+                home, new, symlinks=True, dirs_exist_ok=True,
+                ignore=lambda place, names: {name for name in names if Path(place, name) in away},
+            )  # fmt: skip
             os.rename(home, old)
         os.rename(new, home)
         shutil.rmtree(old, ignore_errors=True)
@@ -98,8 +108,10 @@ class Shelf:
             raise ConfigError(f"baseline={name}: {self.folder} holds no such report that can be read; {hint}")
         return report
 
-    def point_latest(self, name: str) -> None:
-        """Lets `latest` lead to a report, where the system has symbolic links."""
+    def point_latest(self, made: Report) -> None:
+        """Lets `latest` lead to the report just made, or to one of newer runs, where the system has symbolic links."""
+        before = self.find(LATEST)
+        name = max([made, *([before] if before else []), *self.all()], key=lambda report: report.time).name  # the first
         link = self.folder / LATEST
         if link.exists() and not link.is_symlink():
             return  # somebody's own
@@ -112,7 +124,17 @@ class Shelf:
             os.replace(temporary, link)
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    """Every file by its path below a folder."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+def _files(folder: Path) -> list[str]:
+    """The paths of all files below a folder."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _contents(folder: Path, files: Iterable[str]) -> dict[str, bytes]:
+    """Files by their path below a folder."""
+    return {path: (folder / path).read_bytes() for path in files}
+
+
+def _is_picture_of(folder: Path, path: str) -> bool:
+    """Whether a file was drawn for the page in Markdown of a report, which shows all that were."""
+    page = folder / MARKDOWN_FILE
+    return path.endswith(".svg") and page.is_file() and f"]({path})" in page.read_text("utf-8", "replace")

@@ -152,7 +152,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     records = len(report.sources) - runs
     commits = sorted({source.commit[:12] for source in report.sources if source.commit})
     facts = [
-        ("newest run", moment(report.time)),
+        ("newest result", moment(report.time)),
         ("made from", f"{plural(runs, 'run')}, {plural(records, 'record')}; {report.source}"),
         ("baseline", report.baseline or "none pinned"),
     ]
