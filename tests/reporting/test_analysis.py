@@ -261,6 +261,25 @@ def test_runs_that_are_gone_follow_the_same_rule(setting: str, points: int, kept
     assert {len(one.points) for one in report(earlier=(first,)).histories} == {points}
 
 
+@pytest.mark.parametrize("away", [True, False])
+def test_runs_that_were_not_asked_for_do_not_come_back_from_earlier_reports(away: bool) -> None:
+    write_history(RUNS, times=3, every=7 * DAY)
+    first = report(all_runs=True)
+    if away:
+        RUNS.rename("gone")
+        write_history(RUNS, times=1, started=BEGIN + 14 * DAY)
+
+    def points(**select: Any) -> list[tuple[str, ...]]:
+        return [
+            p.runs for one in report(earlier=(first,), **select).histories if one.metric == BITS for p in one.points
+        ]
+
+    assert [len(runs) for runs in points()] == [3, 3, 3]
+    assert [len(runs) for runs in points(days=10)] == [3, 3]
+    assert [len(runs) for runs in points(seeds=[1])] == [1, 1, 1]
+    assert all("-s1-" in run for runs in points(seeds=[1]) for run in runs)
+
+
 # -- records ----------------------------------------------------------------------------------------------------------
 
 

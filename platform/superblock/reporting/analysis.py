@@ -15,7 +15,7 @@ from superblock.reporting.groups import make_group
 from superblock.reporting.history import histories
 from superblock.reporting.metrics import Kind
 from superblock.reporting.remembered import remembered
-from superblock.reporting.selection import Chosen, conflict, grouped, newest, place, recorded
+from superblock.reporting.selection import Chosen, conflict, grouped, is_asked, newest, place, recorded
 from superblock.reporting.sources import missing, remarks, sources
 
 Groups = Mapping[str, Group]
@@ -42,7 +42,11 @@ def analyse(facts: Facts, config: ReportConfig, baseline: Report | None, earlier
     effects: dict[Kind, float] = {
         "quality": config.quality_effect, "speed": config.speed_effect, "memory": config.speed_effect,
     }  # fmt: skip
-    gone = remembered(earlier, {run.name for run in facts.runs}, current.values())
+    gone = [
+        (run, source)
+        for run, source in remembered(earlier, {run.name for run in facts.runs}, current.values())
+        if is_asked(run, config.select, max(run.started for run in facts.runs))
+    ]
     past = histories(
         [*(run for run, _ in gone), *_of_configurations(facts.runs, chosen)], effects=effects,
         known_until=baseline.time if baseline else None,

@@ -9,11 +9,11 @@ from superblock.reporting.collect_records import read_records
 from superblock.reporting.collect_store import read_store
 from superblock.reporting.facts import Facts, RunFacts
 from superblock.reporting.run_facts import TRAINING, Told, doubts, run_facts
+from superblock.reporting.selection import is_asked
 from superblock.tracking.runs import INTERRUPTED, runs_root
 from superblock.tracking.store import database_path, store_uri, without_password
 from superblock.tracking.versions import StoreAway
 
-DAY = 86400.0
 NAMED = 6
 """Runs named in one line; of more the number is given."""
 UNFINISHED = {
@@ -83,25 +83,14 @@ def _chosen(told: Iterable[Told], select: SelectConfig, problems: list[str]) -> 
     finished = [run for run, _ in found if run.status == "FINISHED"]
     scale = select.scale or (finished[-1].scale if finished else None)
     asked = replace(select, scale=scale)
-    newest = max((run.started for run in finished if _asked(run, asked, None)), default=None)
-    found = [(run, one) for run, one in found if _asked(run, asked, newest)]
+    newest = max((run.started for run in finished if is_asked(run, asked, None)), default=None)
+    found = [(run, one) for run, one in found if is_asked(run, asked, newest)]
     for status in dict.fromkeys(run.status for run, _ in found if run.status != "FINISHED"):
         names = [run.name for run, _ in found if run.status == status]
         problems.append(f"{UNFINISHED.get(status, status)}, so not counted: {_names(names)}")
     counted = [(run, one) for run, one in found if run.status == "FINISHED"]
     problems += [doubt for _, one in counted for doubt in doubts(one)]
     return tuple(run for run, _ in counted)
-
-
-def _asked(run: RunFacts, select: SelectConfig, newest: float | None) -> bool:
-    within = select.days is None or newest is None or run.started >= newest - select.days * DAY
-    return (
-        (select.scale is None or run.scale == select.scale)
-        and (not select.stages or run.stage in select.stages)
-        and (not select.arms or run.arm in select.arms)
-        and (not select.seeds or run.seed in select.seeds)
-        and within
-    )
 
 
 def _names(names: list[str]) -> str:

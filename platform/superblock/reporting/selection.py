@@ -6,12 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from superblock.config.report import SelectConfig
 from superblock.reporting.facts import RunFacts
 
 NOT_CONFIGURATION = frozenset({"seed", "parent", "promote", "exit_at", "threads", "trainer.threads", "model.parameters",
                                "model.active_parameters"})  # fmt: skip
 """Settings in which runs of one configuration may differ: `parent` names a run, whose place the lineage takes."""
 PARENT = "parent"
+DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,22 @@ def conflict(here: Mapping[str, str], there: Mapping[str, str]) -> bool:
 def configuration_digest(run: RunFacts) -> str:
     """Eight hex digits of the configuration."""
     return hashlib.sha256(json.dumps(configuration(run), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def is_asked(run: RunFacts, select: SelectConfig, newest: float | None) -> bool:
+    """Whether a report is about the run.
+
+    Args:
+        newest: when the newest run of the report started, from which its days count; None for any time.
+    """
+    within = select.days is None or newest is None or run.started >= newest - select.days * DAY
+    return (
+        (select.scale is None or run.scale == select.scale)
+        and (not select.stages or run.stage in select.stages)
+        and (not select.arms or run.arm in select.arms)
+        and (not select.seeds or run.seed in select.seeds)
+        and within
+    )
 
 
 def newest(runs: Iterable[RunFacts]) -> list[RunFacts]:
