@@ -234,11 +234,13 @@ def ablations() -> tuple[AblationRow, ...]:
         ("growth", "1-3: stack less scratch", -0.0494, -0.0583, -0.0405, 0.0004, 5, "better"),
         ("growth", "3-6: identity less scratch", -0.0671, -0.0832, -0.0511, 0.0011, 5, "better"),
         ("wiring", "literal less prenorm", 0.0213, -0.0061, 0.0487, 0.1132, 3, "undecided"),
+        ("wiring", "ungated less prenorm", 0.0311, 0.0042, 0.0583, 0.0624, 3, "undecided"),
     )
     return tuple(
-        AblationRow(e, c, "test/bits_per_byte", m, low, high, p, n, f"{c}: {words}", e)
+        AblationRow(e, c, "test/bits_per_byte", m, low, high, p, n, f"{c}: {words}", e, words == "better",
+                    "300 steps for each arm, equal steps, not equal FLOPs" if e == "wiring" else "")
         for e, c, m, low, high, p, n, words in rows
-    )
+    )  # fmt: skip
 
 
 def changes(groups: tuple[Group, ...]) -> tuple[Change, ...]:

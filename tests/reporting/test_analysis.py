@@ -346,7 +346,29 @@ def test_two_seeds_of_an_ablation_give_no_verdict(seeds: int, words: str) -> Non
     record = RecordFacts(suite="growth", name="growth", started=1.0, finished=2.0, commit="", machine="", hardware="",
                          content=content)  # fmt: skip
     [row] = ablation_rows([record])
-    assert row.words == words
+    assert row.words == words and row.decided is (seeds == 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "unit", "budget"),
+    [
+        ("20 TFLOP", "flops", "20 TFLOP for each arm, equal FLOPs"),
+        ("1M tokens", "tokens", "1M tokens for each arm, equal tokens, not equal FLOPs"),
+    ],
+)
+def test_a_sweep_tells_its_budget_and_its_verdicts(words: str, unit: str, budget: str) -> None:
+    """An interval without zero is undecided where Holm's correction does not agree."""
+    pair = {"group": "mvp1", "reference": "a", "mean": -0.1, "low": -0.11, "high": -0.09, "n": 3}
+    found = {
+        "x": pair | {"arm": "b", "p_holm": 0.2, "verdict": "undecided"},
+        "y": pair | {"arm": "c", "verdict": "better"},
+    }
+    content = {"schema": "superblock.ablation/1",
+               "results": {"comparisons": found, "budget": {"words": words, "unit": unit}}}  # fmt: skip
+    record = RecordFacts(suite="ablation", name="wiring", started=1.0, finished=2.0, commit="", machine="", hardware="",
+                         content=content)  # fmt: skip
+    rows = ablation_rows([record])
+    assert [row.decided for row in rows] == [False, True] and {row.budget for row in rows} == {budget}
 
 
 # -- determinism ------------------------------------------------------------------------------------------------------

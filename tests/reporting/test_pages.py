@@ -11,7 +11,9 @@ import pytest
 
 from superblock.reporting.content import Report
 from superblock.reporting.files import write_report
-from superblock.reporting.pages import render, render_index
+from superblock.reporting.pages import charts, render, render_index
+from superblock.reporting.pages.blocks import Picture
+from superblock.reporting.pages.changes import _histories
 from superblock.reporting.pages.escaping import (
     anchor,
     html_words,
@@ -21,6 +23,8 @@ from superblock.reporting.pages.escaping import (
     markdown_words,
 )
 from superblock.reporting.pages.numbers import (
+from superblock.reporting.pages.experiments import ablations
+from superblock.reporting.pages.inside import exits
     count,
     fixed,
     metric_text,
@@ -30,6 +34,7 @@ from superblock.reporting.pages.numbers import (
     significant,
 )
 from superblock.reporting.shelf import Shelf
+from superblock.reporting.pages.pictures import COLOURS
 
 VOID = {"meta", "link", "br", "img", "hr"}
 
@@ -207,6 +212,64 @@ def test_what_was_not_measured_names_its_command(rendered: dict[str, Path]) -> N
 
 
 def test_one_seed_shows_no_interval(rendered: dict[str, Path]) -> None:
+def test_bars_of_an_ablation_are_blue_by_its_verdict(
+    rendered: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interval without zero that Holm's correction does not confirm is no difference."""
+    drawn: list[charts.Bar] = []
+    monkeypatch.setattr(charts, "intervals", lambda bars, title: drawn.extend(bars))
+    for block in ablations(example_report.full()).blocks:
+        if isinstance(block, Picture):
+            block.draw()
+    assert [(bar.name, bar.colour == COLOURS[0]) for bar in drawn if "prenorm" in bar.name] == [
+        ("literal less prenorm", False), ("ungated less prenorm", False),
+    ]  # fmt: skip
+    assert sum(bar.colour == COLOURS[0] for bar in drawn) == 3
+    text = Page((rendered["full"] / "index.html").read_text()).text
+    assert "Trained for 300 steps for each arm, equal steps, not equal FLOPs." in text
+    assert "equal budget of FLOPs" not in text
+
+
+def test_runs_that_were_held_to_no_gate_are_named(tmp_path: Path) -> None:
+    """Silence about a run is no pass."""
+    report = example_report.full()
+    first = replace(report.groups[0], statements=tuple(one for one in report.groups[0].statements if one.seed != 3))
+    render(replace(report, groups=(first,)), tmp_path / "one")
+    text = Page((tmp_path / "one" / "index.html").read_text()).text
+    assert "Every gate that was measured was passed." in text and "Every gate of every run" not in text
+    assert f"Not held to any gate: {first.runs[2]}" in text
+    render(replace(report, groups=report.groups[:1]), tmp_path / "all")
+    text = Page((tmp_path / "all" / "index.html").read_text()).text
+    assert "Every gate of every run was passed." in text and "Not held" not in text
+
+
+def test_a_history_of_few_points_is_not_steady() -> None:
+    report = example_report.full()
+    steady = report.histories[0]
+    for length, state in ((1, "… too short"), (MINIMUM_LENGTH - 1, "… too short"), (MINIMUM_LENGTH, "= steady")):
+        short = replace(steady, points=steady.points[:length])
+        page = _histories(report, [short])
+        assert page.rows[0][1].text == state
+
+
+def test_models_trained_at_a_depth_are_kept_apart_by_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[charts.Line] = []
+    monkeypatch.setattr(charts, "lines", lambda series, *rest, **more: drawn.extend(series))
+    report = example_report.full()
+    deep = report.groups[-1]
+    point = deep.exits[0]
+    assert point.trained
+    worse = replace(point, trained=replace(point.trained, mean=2.5, low=2.4, high=2.6))
+    other = replace(deep, key="mini/mvp4/other", arm="other", exits=(worse, *deep.exits[1:]))
+    for groups in ((deep, other), (deep,)):
+        drawn.clear()
+        for block in exits(replace(report, groups=groups)).blocks:
+            if isinstance(block, Picture):
+                block.draw()
+        dots = [line.dots[0].y for line in drawn if line.name.startswith("trained at that depth")]
+        assert dots == ([point.trained.mean, 2.5] if len(groups) == 2 else [point.trained.mean])
+
+
     text = Page((rendered["one_seed"] / "index.html").read_text()).text
     assert "1.6538" in text
     assert "not enough seeds" in text.lower()

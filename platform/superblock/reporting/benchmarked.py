@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from superblock.reporting.content import MINIMUM_SEEDS, AblationRow, ProbeRow, SeedValue, SpeedRow
@@ -16,6 +17,9 @@ NOT_SIZES = frozenset(
 )
 LEVEL = 0.05
 BITS = "test/bits_per_byte"
+FEWER, MORE = "fewer bits per byte", "more bits per byte"
+DECIDED = (FEWER, MORE, "better", "worse")
+"""Words of a verdict; the last two are a sweep's."""
 
 
 def record_name(record: RecordFacts) -> str:
@@ -129,14 +133,23 @@ def _exits(name: str, results: Mapping[str, Any]) -> Iterator[AblationRow]:
 
 
 def _sweep(name: str, results: Mapping[str, Any]) -> Iterator[AblationRow]:
+    budget = _budget(results.get("budget") or {})
     for one in (results.get("comparisons") or {}).values():
         comparison = f"{one['group']}: {one['arm']} - {one['reference']}"
-        yield _row(name, comparison, str(one.get("metric", BITS)), one, one.get("verdict"))
+        yield replace(_row(name, comparison, str(one.get("metric", BITS)), one, one.get("verdict")), budget=budget)
+
+
+def _budget(known: Mapping[str, Any]) -> str:
+    """Such as `20 TFLOP for each arm, equal FLOPs`."""
+    unit = str(known.get("unit", ""))
+    equal = {"": "", "flops": ", equal FLOPs"}.get(unit, f", equal {unit}, not equal FLOPs")
+    return f"{known['words']} for each arm{equal}" if known.get("words") else ""
 
 
 def _row(name: str, comparison: str, metric: str, entry: Mapping[str, Any], verdict: str | None = None) -> AblationRow:
     low, high, p = (_number(entry.get(key)) for key in ("low", "high", "p_holm"))
     seeds = int(entry["n"])
+    words = verdict or _words(low, high, p, seeds)
     return AblationRow(
         name,
         comparison,
@@ -146,8 +159,9 @@ def _row(name: str, comparison: str, metric: str, entry: Mapping[str, Any], verd
         high,
         p,
         seeds,
-        verdict or _words(low, high, p, seeds),
+        words,
         name,
+        words in DECIDED,
     )
 
 
@@ -159,7 +173,7 @@ def _words(low: float | None, high: float | None, p: float | None, seeds: int) -
         return f"{seeds} of {MINIMUM_SEEDS} seeds that a verdict needs"
     if low <= 0 <= high or (p is not None and p >= LEVEL):
         return "undecided"
-    return "fewer bits per byte" if high < 0 else "more bits per byte"
+    return FEWER if high < 0 else MORE
 
 
 def _number(value: object) -> float | None:

@@ -254,6 +254,10 @@ class Source:
     kind: Literal["run", "record"]
     command: str
     commit: str
+    decided: bool = False
+    """Whether the words are a verdict."""
+    budget: str = ""
+    """What each arm was trained for, in words; empty if the comparison says it, or the record does not."""
     dirty: bool
     fingerprint: str
     hardware: str

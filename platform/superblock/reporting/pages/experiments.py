@@ -13,8 +13,8 @@ def ablations(report: Report) -> Section:
     """A forest plot and a table for each experiment."""
     title = "Ablations"
     lead = (
-        "Differences between two arms of an experiment at an equal budget of FLOPs, paired by seed, with 95 % intervals; "
-        "p values are Holm's. An interval that does not touch zero is a difference."
+        "Differences between two arms of an experiment, paired by seed, with 95 % intervals; p values are Holm's. A difference "
+        "needs an interval without zero, Holm's agreement and enough seeds; the words say whether it is one."
     )
     if not report.ablations:
         text = "No ablation is among the records."
@@ -27,21 +27,18 @@ def ablations(report: Report) -> Section:
     return Section("ablations", title, lead, tuple(blocks))
 
 
-def _sure(row: AblationRow) -> bool:
-    return row.low is not None and row.high is not None and row.low * row.high > 0
-
-
 def _picture(experiment: str, metric: str, rows: list[AblationRow], place: int) -> Picture:
-    bars = [charts.Bar(row.comparison, row.mean, row.low, row.high, COLOURS[0] if _sure(row) else INK) for row in rows]
+    bars = [charts.Bar(row.comparison, row.mean, row.low, row.high, COLOURS[0] if row.decided else INK) for row in rows]
     words = "; ".join(
         f"{row.comparison} {fixed(row.mean, 4, sign=True)} {interval(row.low, row.high, 4, sign=True)}".strip()
         for row in rows
     )
     what = metric_title(metric)
+    budget = "".join(f" Trained for {one}." for one in dict.fromkeys(row.budget for row in rows) if one)
     return Picture(
         f"ablation-{place + 1}",
         lambda: charts.intervals(bars, f"difference in {what}"),
-        f"{experiment}: differences in {what}. Blue where the interval leaves zero out, grey where it does not.",
+        f"{experiment}: differences in {what}. Blue where there is a verdict, grey where there is none.{budget}",
         f"{experiment}, differences in {what}. {words}.",
     )
 
