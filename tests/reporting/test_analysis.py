@@ -177,7 +177,7 @@ def test_without_a_baseline_the_stages_are_the_verdict() -> None:
     found = report()
     assert found.verdict == "new" and found.baseline is None and found.changes == ()
     assert found.verdict_words.startswith("4 stages, 3 seeds each: bits per byte 1.65")
-    assert "all 60 gates passed; no baseline is pinned." in found.verdict_words
+    assert "all 60 gates passed; no earlier report is the baseline." in found.verdict_words
 
 
 def test_stages_that_repeat_well_are_told_apart_and_others_are_not() -> None:

@@ -1,5 +1,6 @@
 """The report command from runs to pages, its statuses, and what it does when it is called again."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from superblock.config.fields import ConfigError
 from superblock.reporting import command, pages
 from superblock.reporting.content import Report
 from superblock.reporting.lock import only_one
+from superblock.reporting.pages.blocks import Missing
+from superblock.reporting.pages.changes import changes
 from superblock.reporting.schedule import due
 from superblock.reporting.schedule.arrange import state_file
 from superblock.reporting.shelf import Shelf
@@ -110,6 +113,37 @@ def test_becoming_the_baseline_changes_nothing_but_the_index(
         assert reporting("pin=true")[0] == 0
         assert contents(Path("reports/latest")) == before
     assert len(Shelf(Path("reports")).all()) == 1 and newest().baseline is None
+    assert newest().no_baseline == "none earlier"  # which is true of a report that is the baseline itself
+
+
+def test_why_nothing_is_compared(reporting: Reporting, runs: Path, plain: list[str]) -> None:
+    def made(*words: str) -> Report:
+        reporting(*words)
+        report = Shelf(Path("reports")).find(plain[-1])
+        assert report
+        return report
+
+    def told(report: Report) -> str:
+        [block] = changes(report).blocks
+        assert isinstance(block, Missing) and "is pinned" not in block.text  # it may be this very report
+        return f"{block.text} {block.command}"
+
+    first = made("pin=true")
+    assert "No earlier report is the baseline" in told(first) and told(first).endswith("pin=true")
+    write_pipeline(runs, stages=("mvp1", "mvp2"), points=20, started=BEGIN + 7 * DAY)
+    found = made("baseline=none")
+    assert (found.no_baseline, found.baseline) == ("not asked for", None)
+    assert found.verdict_words.endswith("; compared with no baseline, as asked for.")
+    assert "not asked for (baseline=none)" in told(found) and told(found).endswith(".report")
+    found = made("pin=true")
+    assert (found.no_baseline, found.baseline) == (None, first.name)
+    shutil.rmtree(Path("reports") / first.name)
+    found = made()  # of the runs of the pinned report, whose own baseline is gone
+    assert (found.no_baseline, found.baseline) == ("gone", None)
+    assert "The baseline is gone or cannot be read" in told(found) and told(found).endswith("pin=true")
+    Shelf(Path("reports")).pin("lost")
+    found = made()
+    assert found.no_baseline == "gone" and found.verdict_words.endswith("; the baseline is gone.")
 
 
 def test_a_regression_is_a_status_where_asked_for(reporting: Reporting, runs: Path, plain: list[str]) -> None:

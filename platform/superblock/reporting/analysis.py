@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from superblock.config.report import ReportConfig
 from superblock.reporting import comparing, stages
 from superblock.reporting.benchmarked import ablation_rows, probe_rows, speed_rows
-from superblock.reporting.content import Group, History, Report
+from superblock.reporting.content import Group, History, NoBaseline, Report
 from superblock.reporting.facts import Facts, RunFacts
 from superblock.reporting.files import report_text
 from superblock.reporting.groups import make_group
@@ -21,7 +21,13 @@ from superblock.reporting.sources import missing, remarks, sources
 Groups = Mapping[str, Group]
 
 
-def analyse(facts: Facts, config: ReportConfig, baseline: Report | None, earlier: Sequence[Report] = ()) -> Report:
+def analyse(
+    facts: Facts,
+    config: ReportConfig,
+    baseline: Report | None,
+    earlier: Sequence[Report] = (),
+    without: NoBaseline = "none earlier",
+) -> Report:
     """What a report says.
 
     Args:
@@ -29,6 +35,7 @@ def analyse(facts: Facts, config: ReportConfig, baseline: Report | None, earlier
         config: which changes count, and what the report is called.
         baseline: what it is compared with.
         earlier: reports made before this one, oldest first; their runs that are gone since stay part of the history.
+        without: why there is no baseline, if there is none.
 
     Raises:
         ValueError: without a run and without a record.
@@ -53,10 +60,13 @@ def analyse(facts: Facts, config: ReportConfig, baseline: Report | None, earlier
     )  # fmt: skip
     changes = comparing.compare(_newest_of_each(baseline.groups), current, effects=effects) if baseline else ()
     alarmed = any(history.alarm for history in past)
-    verdict, words = comparing.verdict(changes, past) if baseline or alarmed else stages.verdict(list(current.values()))
+    verdict, words = (
+        comparing.verdict(changes, past) if baseline or alarmed else stages.verdict(list(current.values()), without)
+    )
     report = Report(
         name="", title=config.title or _title(groups), time=_time(facts, counted), verdict=verdict, verdict_words=words,
-        source=facts.source, baseline=baseline.name if baseline else None, changes=changes, histories=past, groups=groups,
+        source=facts.source, baseline=baseline.name if baseline else None,
+        no_baseline=None if baseline else without, changes=changes, histories=past, groups=groups,
         probes=probe_rows(facts.records), speed=speed_rows(facts.records), ablations=ablation_rows(facts.records),
         sources=sources(_named(facts.runs, counted, past), facts.records, [source for _, source in gone]),
         missing=tuple(missing(current, facts, config.select)), problems=(*facts.problems, *remarks(chosen)),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from superblock.config.fields import ConfigError
 from superblock.config.report import ReportConfig
-from superblock.reporting.content import Report
+from superblock.reporting.content import NoBaseline, Report
 from superblock.reporting.facts import Facts
 from superblock.reporting.lock import Busy, only_one
 from superblock.reporting.recorded import record
@@ -175,15 +175,23 @@ def compare_with(
     Where the pinned baseline is about the same runs, it is this report, made before: what it was compared with serves
     again, so that a report does not change by becoming the baseline.
     """
-    reports = shelf.all()
-    report = analyse(facts, config, baseline, earlier=reports)
+    reports, without = shelf.all(), why_none(config, shelf)
+    report = analyse(facts, config, baseline, reports, without)
     if config.baseline == "auto" and baseline is not None and same_runs(report, baseline):
         own = baseline.baseline if baseline.baseline != baseline.name else None
         baseline = shelf.find(own) if own else None
+        without = "gone" if own else "none earlier"
     older = [other for other in reports if other.time < report.time]
     if older != reports or report.baseline != (baseline and baseline.name):
-        report = analyse(facts, config, baseline, earlier=older)
+        report = analyse(facts, config, baseline, older, without)
     return report
+
+
+def why_none(config: ReportConfig, shelf: Shelf) -> NoBaseline:
+    """Why there is no baseline, where there is none."""
+    if config.baseline == "none":
+        return "not asked for"
+    return "none earlier" if shelf.baseline() is None else "gone"
 
 
 def keep_baseline(report: Report, config: ReportConfig, shelf: Shelf) -> None:

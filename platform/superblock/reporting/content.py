@@ -16,6 +16,10 @@ Verdict = Literal[
 ]
 
 
+NoBaseline = Literal["none earlier", "not asked for", "gone"]
+"""Why a report is compared with no other. `none earlier` is true before and after this report itself is pinned."""
+
+
 @dataclass(frozen=True)
 class SeedValue:
     """One run's value."""
@@ -275,13 +279,15 @@ class Report:
     name: str
     title: str
     time: float
-    """When the newest of its runs ended, seconds since 1970."""
+    """When the newest of its runs and records ended, seconds since 1970."""
     verdict: Verdict
     verdict_words: str
     """One line."""
     source: str
     baseline: str | None
     """Name of the report that this one is compared with."""
+    no_baseline: NoBaseline | None = None
+    """Why there is none; None if there is one."""
     changes: tuple[Change, ...] = ()
     histories: tuple[History, ...] = ()
     groups: tuple[Group, ...] = ()

@@ -7,10 +7,15 @@ from itertools import pairwise
 from statistics import fmean
 
 from superblock.evaluation.statistics import Interval, holm, paired_interval, paired_p_value
-from superblock.reporting.content import MINIMUM_SEEDS, Group, Measure, Verdict
+from superblock.reporting.content import MINIMUM_SEEDS, Group, Measure, NoBaseline, Verdict
 
 BITS = "test/bits_per_byte"
 LEVEL = 0.05
+WITHOUT: dict[NoBaseline, str] = {
+    "none earlier": "no earlier report is the baseline",
+    "not asked for": "compared with no baseline, as asked for",
+    "gone": "the baseline is gone",
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,12 @@ class Step:
         return self.interval is not None and self.interval.low > 0 and self.p_adjusted < LEVEL
 
 
-def verdict(groups: Sequence[Group]) -> tuple[Verdict, str]:
+def verdict(groups: Sequence[Group], without: NoBaseline = "none earlier") -> tuple[Verdict, str]:
     """`new`, since there is nothing to compare with, or `not enough seeds`; and a line that says what there is.
 
     Args:
         groups: of the newest configurations.
+        without: why there is no baseline.
     """
     chain = main_chain(groups)
     if not chain:
@@ -45,7 +51,7 @@ def verdict(groups: Sequence[Group]) -> tuple[Verdict, str]:
     parts = [f"{_stages(chain)}, {_seeds(counts)}: {_bits(chain)}"]
     if len(chain) > 1 and min(counts) >= MINIMUM_SEEDS:
         parts[0] += f", {_order(steps(chain))}"
-    parts += [words for words in (_gates(groups), _others(groups, chain), "no baseline is pinned") if words]
+    parts += [words for words in (_gates(groups), _others(groups, chain), WITHOUT[without]) if words]
     few = max(counts) < MINIMUM_SEEDS
     return "not enough seeds" if few else "new", _sentence("; ".join(parts))
 

@@ -2,7 +2,7 @@
 
 from superblock.evaluation.curve import INK
 from superblock.reporting.changepoint import MINIMUM_LENGTH
-from superblock.reporting.content import Change, History, Report
+from superblock.reporting.content import Change, History, NoBaseline, Report
 from superblock.reporting.metrics import METRICS
 from superblock.reporting.pages import charts
 from superblock.reporting.pages.blocks import (
@@ -30,6 +30,23 @@ from superblock.reporting.pages.numbers import (
 from superblock.reporting.pages.pictures import BAD, GOOD, colour_of
 
 ORDER = ("regressed", "improved", "undecided", "not comparable", "not enough seeds", "missing", "new", "unchanged")
+WITHOUT: dict[NoBaseline, tuple[str, str]] = {
+    "none earlier": (
+        "No earlier report is the baseline, so nothing says what is better or worse than before. This has later reports "
+        "compared with the present state:",
+        "python -m platform.report pin=true",
+    ),
+    "not asked for": (
+        "A comparison was not asked for (baseline=none). This compares with the pinned baseline:",
+        "python -m platform.report",
+    ),
+    "gone": (
+        "The baseline is gone or cannot be read, so nothing says what is better or worse than before. This has later "
+        "reports compared with the present state:",
+        "python -m platform.report pin=true",
+    ),
+}
+"""Why nothing is compared, and what would."""
 SHOWN_HISTORIES = 12
 """Charts at once; the table has all."""
 
@@ -44,10 +61,7 @@ def changes(report: Report) -> Section:
         else "A baseline is an earlier report that is pinned; later ones are compared with it."
     )
     if report.baseline is None:
-        text = (
-            "No baseline is pinned, so nothing says what is better or worse than before. This pins the present state:"
-        )
-        return Section("changes", title, lead, (Missing(text, "python -m platform.report pin=true"),))
+        return Section("changes", title, lead, (Missing(*WITHOUT[report.no_baseline or "none earlier"]),))
     if not report.changes:
         text = "No number is in both this report and the baseline. A report of the same stages and scale would compare."
         return Section("changes", title, lead, (Missing(text, "python -m platform.report select.scale=mini"),))

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from superblock.reporting.content import Report
+from superblock.reporting.content import NoBaseline, Report
 from superblock.reporting.pages import (
     changes,
     efficiency,
@@ -42,6 +42,9 @@ from superblock.reporting.pages.escaping import (
 )
 from superblock.reporting.pages.numbers import moment
 
+WITHOUT: dict[NoBaseline, str] = {
+    "none earlier": "none earlier", "not asked for": "none, as asked for", "gone": "gone",
+}  # fmt: skip
 SECTIONS: tuple[Callable[[Report], Section], ...] = (
     changes.changes,
     stages.stages,
@@ -154,7 +157,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     facts = [
         ("newest result", moment(report.time)),
         ("made from", f"{plural(runs, 'run')}, {plural(records, 'record')}; {report.source}"),
-        ("baseline", report.baseline or "none pinned"),
+        ("baseline", report.baseline or WITHOUT[report.no_baseline or "none earlier"]),
     ]
     if commits:
         facts.append(
