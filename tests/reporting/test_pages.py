@@ -9,6 +9,7 @@ from pathlib import Path
 import example_report
 import pytest
 
+from superblock.reporting.changepoint import MINIMUM_LENGTH
 from superblock.reporting.content import Report
 from superblock.reporting.files import write_report
 from superblock.reporting.pages import charts, render, render_index
@@ -22,9 +23,9 @@ from superblock.reporting.pages.escaping import (
     markdown_fence,
     markdown_words,
 )
-from superblock.reporting.pages.numbers import (
 from superblock.reporting.pages.experiments import ablations
 from superblock.reporting.pages.inside import exits
+from superblock.reporting.pages.numbers import (
     count,
     fixed,
     metric_text,
@@ -33,8 +34,8 @@ from superblock.reporting.pages.inside import exits
     probability,
     significant,
 )
-from superblock.reporting.shelf import Shelf
 from superblock.reporting.pages.pictures import COLOURS
+from superblock.reporting.shelf import Shelf
 
 VOID = {"meta", "link", "br", "img", "hr"}
 
@@ -211,7 +212,6 @@ def test_what_was_not_measured_names_its_command(rendered: dict[str, Path]) -> N
     assert sum(attributes.get("class") == "missing" for _, attributes in page.tags) == 13
 
 
-def test_one_seed_shows_no_interval(rendered: dict[str, Path]) -> None:
 def test_bars_of_an_ablation_are_blue_by_its_verdict(
     rendered: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +270,7 @@ def test_models_trained_at_a_depth_are_kept_apart_by_arm(monkeypatch: pytest.Mon
         assert dots == ([point.trained.mean, 2.5] if len(groups) == 2 else [point.trained.mean])
 
 
+def test_one_seed_shows_no_interval(rendered: dict[str, Path]) -> None:
     text = Page((rendered["one_seed"] / "index.html").read_text()).text
     assert "1.6538" in text
     assert "not enough seeds" in text.lower()

@@ -201,6 +201,11 @@ class Group:
     settings: dict[str, str] = field(default_factory=dict)
     """Those settings; empty in reports of versions that did not keep them."""
 
+    def runs_without_statements(self) -> tuple[str, ...]:
+        """Runs that were held to no gate and no claim."""
+        known = {one.run for one in self.statements}
+        return tuple(run for run in self.runs if run not in known)
+
 
 @dataclass(frozen=True)
 class ProbeRow:
@@ -248,6 +253,10 @@ class AblationRow:
     seeds: int
     words: str
     record: str
+    decided: bool = False
+    """Whether the words are a verdict."""
+    budget: str = ""
+    """What each arm was trained for, in words; empty if the comparison says it, or the record does not."""
 
 
 @dataclass(frozen=True)
@@ -258,10 +267,6 @@ class Source:
     kind: Literal["run", "record"]
     command: str
     commit: str
-    decided: bool = False
-    """Whether the words are a verdict."""
-    budget: str = ""
-    """What each arm was trained for, in words; empty if the comparison says it, or the record does not."""
     dirty: bool
     fingerprint: str
     hardware: str

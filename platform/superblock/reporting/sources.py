@@ -110,8 +110,8 @@ def _of_group(group: Group) -> Iterator[str]:
     )
     if untested := [run for run in group.runs if run not in tested]:
         yield f"{group.key}: no test of {_some(untested)}; it comes with a training with evaluation.test=true"
-    if not group.statements:
-        yield f"{group.key}: gates: python -m platform.run resume={group.runs[0]}"
+    for run in group.runs_without_statements():
+        yield f"{group.key}: gates of {run}: python -m platform.run resume={run}"
     if group.sample is None:
         yield f"{group.key}: samples of text; they come with a training with evaluation.samples above 0"
 

@@ -192,7 +192,8 @@ def _histories(report: Report, ordered: list[History]) -> Table:
                 name_cell(_group_name(report, one.group), last.runs if last else (), metric_title(one.metric)),
                 Cell(text="! alarm", tone="bad") if one.alarm
                 else Cell(text="~ changed", tone="unsure") if one.change_at is not None
-                else Cell(text="= steady", tone="muted"),
+                else Cell(text="= steady", tone="muted") if len(one.points) >= MINIMUM_LENGTH
+                else Cell(text="… too short", tone="unsure"),
                 Cell(text=str(len(one.points)), sort=len(one.points)),
                 Cell(text=metric_text(one.metric, last.value), sort=last.value, runs=last.runs) if last else Cell(),
                 Cell(text=percent(one.relative), sort=one.relative) if one.relative is not None else Cell(text="none", tone="muted"),

@@ -36,6 +36,7 @@ def gates(report: Report) -> Section:
     if not groups:
         text = "No run of this report was held to its gates. A stage's run measures them at its end:"
         return Section("gates", title, lead, (Missing(text, "python -m platform.run stage=mvp1"),))
+    unread = [run for group in report.groups for run in group.runs_without_statements()]
     blocks: list[Block] = []
     for kind, caption in (("gate", "Gates: seeds that passed"), ("claim", "Claims: seeds whose measurement held")):
         table = _matrix(report, groups, kind, caption)
@@ -45,7 +46,10 @@ def gates(report: Report) -> Section:
     if failed:
         blocks.append(Points(tuple(_sentence(one) for one in failed), "bad"))
     else:
-        blocks.append(Words("Every gate of every run was passed."))
+        every = "Every gate of every run" if not unread else "Every gate that was measured"
+        blocks.append(Words(f"{every} was passed."))
+    if unread:
+        blocks.append(Points((f"Not held to any gate: {', '.join(unread)}",), "unsure"))
     open_claims = [
         one for group in groups for one in group.statements if one.kind == "claim" and one.verdict not in GOOD
     ]
@@ -125,9 +129,7 @@ def samples(report: Report) -> Section:
         )
     look = looks(report)
     folds = tuple(
-        Fold(
-            f"{look[group.key].name}, run {group.runs[0] if group.runs else 'unknown'}", (Verbatim(group.sample or ""),)
-        )
+        Fold(f"{look[group.key].name}, run {group.sample_run or 'unknown'}", (Verbatim(group.sample or ""),))
         for group in written
     )
     return Section("samples", "Text samples", lead, folds)

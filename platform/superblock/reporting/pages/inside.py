@@ -1,10 +1,10 @@
 """Inside the models: how evenly experts are used, and what each exit is worth."""
 
 from superblock.evaluation.curve import INK
-from superblock.reporting.content import ExitPoint, Group, Report
+from superblock.reporting.content import ExitPoint, Group, Measure, Report
 from superblock.reporting.pages import charts
 from superblock.reporting.pages.blocks import Block, Cell, Column, Fold, Missing, Picture, Section, Table
-from superblock.reporting.pages.cells import looks, measured, name_cell, number
+from superblock.reporting.pages.cells import Look, looks, measured, name_cell, number
 from superblock.reporting.pages.numbers import fixed
 
 TRAIN = "python -m platform.run stage=mvp4 seed=1,2,3 --multirun"
@@ -62,8 +62,8 @@ def exits(report: Report) -> Section:
     """The curve of quality over depth."""
     title = "Exits: one model of every depth"
     lead = (
-        "A deep model ends at any of its exits: fewer superblocks are faster and need more bits. Beside it, the models that "
-        "were trained at that depth alone."
+        "A deep model can end at any of its exits, and does less the earlier it ends; this is what each exit is worth. Beside "
+        "it, the models that were trained at that depth alone."
     )
     groups = [group for group in report.groups if group.exits]
     if not groups:
@@ -76,10 +76,7 @@ def exits(report: Report) -> Section:
         )
         for group in groups
     ]  # fmt: skip
-    trained = {point.depth: point.trained for group in groups for point in group.exits if point.trained}
-    if trained:
-        dots = tuple(charts.Dot(depth, one.mean, one.low, one.high) for depth, one in sorted(trained.items()))
-        series.append(charts.Line("trained at that depth", dots, INK, len(series), joined=False))
+    series += _trained(groups, look, len(series))
     depths = sorted({point.depth for group in groups for point in group.exits})
     words = "; ".join(
         f"{look[group.key].name}: "
@@ -95,6 +92,32 @@ def exits(report: Report) -> Section:
     table = _exit_table(report, groups)
     blocks: list[Block] = [picture, table if len(table.rows) <= 8 else Fold(f"All {len(table.rows)} exits", (table,))]
     return Section("exits", title, lead, tuple(blocks))
+
+
+def _trained(groups: list[Group], look: dict[str, Look], first: int) -> list[charts.Line]:
+    """The models of those depths, a line for each scale, arm and text: their bits per byte differ.
+
+    Args:
+        groups: that have exits.
+        look: of all groups.
+        first: mark of the first of the lines.
+    """
+    found: dict[tuple[str, str, str], dict[int, Measure]] = {}
+    last: dict[tuple[str, str, str], str] = {}
+    for group in groups:
+        for point in group.exits:
+            if point.trained:
+                kind = (group.scale, group.arm, group.data_digest)
+                found.setdefault(kind, {})[point.depth] = point.trained
+                last[kind] = look[group.key].name
+    return [
+        charts.Line(
+            f"trained at that depth{f', beside {last[kind]}' if len(found) > 1 else ''}",
+            tuple(charts.Dot(depth, one.mean, one.low, one.high) for depth, one in sorted(trained.items())),
+            INK, first + place, joined=False,
+        )
+        for place, (kind, trained) in enumerate(found.items())
+    ]  # fmt: skip
 
 
 def _dot(point: ExitPoint) -> charts.Dot:
