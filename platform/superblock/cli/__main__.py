@@ -9,6 +9,7 @@ from importlib import import_module
 
 from superblock.cli.commands import COMMANDS
 from superblock.config.fields import closest
+from superblock.config.typed import begun
 
 
 def main() -> None:
@@ -29,7 +30,8 @@ def main() -> None:
         hint = f"; did you mean {near[0]}?" if near else ""
         print(f"{command}: there is no such command{hint}\nthere are {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    import_module(f"superblock.cli.{command}").main()
+    with begun(command):
+        import_module(f"superblock.cli.{command}").main()
 
 
 def _usage() -> str:

@@ -15,8 +15,9 @@ import yaml
 
 from superblock.config.benchmark import BenchmarkConfig, benchmark_fingerprint
 from superblock.config.run import RunConfig, fingerprint
+from superblock.config.typed import command_line
 from superblock.tracking.files import read_json, write_json
-from superblock.tracking.provenance import Code, Hardware, command_line, versions
+from superblock.tracking.provenance import Code, Hardware, versions
 from superblock.tracking.store import without_password
 
 IDENTITY_FILE = "run.json"

@@ -5,13 +5,14 @@ import importlib.metadata
 import os
 import platform
 import re
-import shlex
 import socket
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from superblock.config.typed import command_line
 
 MAX_DIFF_BYTES = 1_000_000
 PACKAGES = ("superblock", "torch", "lightning", "torchmetrics", "mlflow", "hydra-core", "omegaconf", "datasets",
@@ -96,16 +97,6 @@ def versions() -> dict[str, str]:
 def environment() -> dict[str, str]:
     """Variables that change how a run computes; never one whose name speaks of a secret."""
     return {k: v for k, v in sorted(os.environ.items()) if _ENVIRONMENT.fullmatch(k) and not _SECRET.search(k)}
-
-
-def command_line() -> str:
-    """The command as it could be typed again, `python -m` included."""
-    main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
-    if spec is not None and spec.name:
-        module = spec.name.removesuffix(".__main__")
-        return shlex.join(["python", "-m", module, *sys.argv[1:]])
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def describe(code: Code, machine: Hardware) -> dict[str, Any]:
