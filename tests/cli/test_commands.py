@@ -119,8 +119,8 @@ def test_the_flag_may_stand_anywhere_and_what_was_typed_is_kept(superblock: Call
     assert superblock("run", "stage=all", "data=text", "data.path=my notes").status == 0
     assert superblock("run", "stage=mvp2").status == 0
     assert given == [
-        (2, "python -m platform.run scale=mini -m stage=mvp1,mvp2"),
-        (4, "python -m platform.run stage=all data=text 'data.path=my notes'"),
+        (2, "superblock run scale=mini -m stage=mvp1,mvp2"),
+        (4, "superblock run stage=all data=text 'data.path=my notes'"),
         (1, None),
     ]
 

@@ -67,14 +67,14 @@ def test_trials_are_asked_one_after_the_other_and_the_best_is_said(
     assert [number for number, _ in trials] == [0, 1, 2, 3] and len(set(rates(trials))) == 4
     best = min(rates(trials), key=lambda rate: abs(rate - 0.004))
     command = answer.out.splitlines()[-1].strip()
-    assert command.startswith("python -m platform.run scale=mini trainer.budget=2steps ")
+    assert command.startswith("superblock run scale=mini trainer.budget=2steps ")
     assert f"optim.learning_rate={best}" in command and "hydra" not in command and "multirun" not in command
     assert "4 of 4 trials with a result" in answer.out
     assert Path.cwd() == tmp_path and {path.name for path in tmp_path.iterdir()} == {"runs"}
     [study] = (tmp_path / "runs/search").iterdir()
     assert (study / "study.db").exists() and (study / "optimization_results.yaml").exists()
 
-    assert superblock("run", *shlex.split(command)[3:], "--cfg", "job").status == 0
+    assert superblock("run", *shlex.split(command)[2:], "--cfg", "job").status == 0
 
 
 def test_the_same_command_goes_on_and_draws_anew(superblock: Callable, trials: list[Any]) -> None:

@@ -96,12 +96,12 @@ def test_a_reference_that_could_not_be_computed_is_left_empty(summary: RunSummar
 
 def test_next_commands(summary: RunSummary) -> None:
     assert next_commands(summary) == [
-        "python -m platform.ui",
-        'python -m platform.generate run=mvp2-tiny-1 prompt="def "',
-        "python -m platform.run stage=mvp3",
+        "superblock ui",
+        'superblock generate run=mvp2-tiny-1 prompt="def "',
+        "superblock run stage=mvp3",
     ]
     small = dataclasses.replace(summary, scale="mini")
-    assert next_commands(small)[-1] == "python -m platform.run stage=mvp3 scale=mini"
+    assert next_commands(small)[-1] == "superblock run stage=mvp3 scale=mini"
     assert len(next_commands(dataclasses.replace(summary, next_stage=None))) == 2
 
 

@@ -111,7 +111,7 @@ def test_a_reader_that_leaves_ends_it_quietly(make_run: Make, monkeypatch: pytes
 def test_without_a_run_it_says_what_to_type(superblock: Callable[..., Any]) -> None:
     answer = superblock("generate")
     assert answer.status == 2
-    assert "python -m platform.run stage=mvp1" in answer.err
+    assert "superblock run stage=mvp1" in answer.err
 
 
 def test_an_unknown_run_gets_a_suggestion(make_run: Make) -> None:

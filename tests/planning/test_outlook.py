@@ -22,7 +22,7 @@ def rows(text: str, begin: str) -> list[str]:
 def test_without_runs_it_says_what_to_run(superblock: Command) -> None:
     said = " ".join(superblock("plan", "stage=mvp3", "scale=mini").out.split())
     assert "no finished and tested run on this text at scale=mini" in said
-    assert "`python -m platform.run stage=mvp2 scale=mini` makes one" in said
+    assert "`superblock run stage=mvp2 scale=mini` makes one" in said
     assert "stage=mvp1` makes one" in " ".join(superblock("plan").out.split())
 
 

@@ -47,7 +47,7 @@ def test_server_is_lean_and_local(tmp_path: Path) -> None:
 
 def test_nothing_recorded_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"python -m platform\.run stage=mvp1"):
+    with pytest.raises(ConfigError, match=r"superblock run stage=mvp1"):
         serve(TrackingConfig())
     with pytest.raises(ConfigError, match="tracking=none"):
         serve(TrackingConfig(store="none"))

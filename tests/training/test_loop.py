@@ -43,7 +43,7 @@ def test_a_run_trains_evaluates_and_records(
     assert "# Samples" in Path("runs/first/artifacts/samples.md").read_text()
     shown = capsys.readouterr().out
     assert "superblock" in shown or "mvp1" in shown
-    assert "python -m platform.generate run=first" in shown
+    assert "superblock generate run=first" in shown
     [record] = list_runs()
     assert record.status == "FINISHED"
 
@@ -259,4 +259,4 @@ def test_the_command_that_continues_is_quoted_as_it_was_typed(monkeypatch: pytes
     from superblock.training.starting import resume_command
 
     monkeypatch.setattr(sys, "argv", ["superblock", "data=text", "data.path=my notes/**", "seed=2", "resume=auto"])
-    assert resume_command("a") == "python -m platform.run data=text 'data.path=my notes/**' seed=2 resume=a"
+    assert resume_command("a") == "superblock run data=text 'data.path=my notes/**' seed=2 resume=a"

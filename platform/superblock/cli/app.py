@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from superblock.cli.commands import COMMANDS, STAGE_GROUP, Command, options
 from superblock.config.fields import ConfigError, validate
 from superblock.config.run import RunConfig
+from superblock.config.typed import quoted
 
 C = TypeVar("C")
 
@@ -88,7 +89,7 @@ def compose(command: Command) -> list[tuple[str, Any]]:
     jobs: list[tuple[str, Any]] = []
 
     def keep(composed: Any) -> None:
-        jobs.append((" ".join(HydraConfig.get().overrides.task), composed))
+        jobs.append((quoted(HydraConfig.get().overrides.task), composed))
 
     typed = sys.argv[1:]
     run_hydra(command, keep, every_stage(typed) if command.name == "run" else typed)

@@ -12,6 +12,7 @@ from superblock.cli.app import Job, compose_run, launch_all, say
 from superblock.cli.commands import STAGE_GROUP
 from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig
+from superblock.config.typed import quoted, typed
 
 
 def main() -> None:
@@ -49,9 +50,9 @@ def run(jobs: list[Job]) -> None:
             say(f"{number} of {len(pipelines)}: {label}")
         again = None
         if len(configs) > 1:
-            again = shlex.join(["python", "-m", "platform.run", *sys.argv[1:]])
+            again = typed(quoted(["run", *sys.argv[1:]]))
         elif len(pipelines) > 1:
-            again = f"python -m platform.run {label} resume=auto"
+            again = typed(f"run {label} resume=auto")
         status = max(status, run_stages(configs, compose=compose_run, say=say, continue_with=again))
     if status:
         sys.exit(status)
@@ -72,7 +73,7 @@ def group(jobs: list[Job]) -> list[tuple[str, list[RunConfig]]]:
     """The jobs by what they have in common beside their stage, in their order; a single stage's label is its own."""
     if len({config.stage.name for _, config in jobs}) == 1:
         return [(label, [config]) for label, config in jobs]
-    rests = [" ".join(w for w in label.split() if not w.startswith(f"{STAGE_GROUP}=")) for label, _ in jobs]
+    rests = [quoted([w for w in shlex.split(label) if not w.startswith(f"{STAGE_GROUP}=")]) for label, _ in jobs]
     order = {rest: number for number, rest in reversed(list(enumerate(rests)))}
     keyed = sorted(zip(rests, (config for _, config in jobs), strict=True), key=lambda pair: order[pair[0]])
     return [(rest, [config for _, config in same]) for rest, same in groupby(keyed, key=lambda pair: pair[0])]

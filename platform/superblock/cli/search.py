@@ -11,7 +11,6 @@ import importlib.util
 import logging
 import os
 import re
-import shlex
 import sys
 import traceback
 import warnings
@@ -25,6 +24,7 @@ from superblock.cli.app import compose_run, configuration, readable_errors, run_
 from superblock.cli.commands import COMMANDS
 from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig
+from superblock.config.typed import quoted, typed
 
 GROUP = "hydra/sweeper"
 SWEEPER = "optuna"
@@ -158,9 +158,7 @@ class Search:
         best = done[0]
         words = " ".join(f"{key}={value}" for key, value in best.params.items())
         say(f"best: trial {best.number}, {best.value:.4f} bits per byte of the validation split, with {words}")
-        say(
-            f"to train it again, and keep it:\n  {shlex.join(['python', '-m', 'platform.run', *self._repeat(best.params)])}"
-        )
+        say(f"to train it again, and keep it:\n  {typed(quoted(['run', *self._repeat(best.params)]))}")
         return 1 if self._in_a_row >= PATIENCE else 0
 
     def _repeat(self, params: dict[str, Any]) -> list[str]:
@@ -177,7 +175,7 @@ class Search:
         log = FOLDER / self.name / "logs" / f"trial-{number}.txt"
         try:
             config: RunConfig = configuration(COMMANDS["run"], composed)
-            again = shlex.join(["python", "-m", "platform.run", *self.typed])
+            again = typed(quoted(["run", *self.typed]))
             value = run_trial(config, study=self.name, number=number, log=log, say=say, continue_with=again)
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from superblock.config.typed import typed
 from superblock.evaluation.exit_table import exit_table
 from superblock.tracking.files import write_json
 
@@ -117,10 +118,10 @@ def render(summary: RunSummary, console: Console) -> None:
 
 def next_commands(summary: RunSummary) -> list[str]:
     """What to type next."""
-    commands = ["python -m platform.ui", f'python -m platform.generate run={summary.name} prompt="def "']
+    commands = [typed("ui"), typed(f'generate run={summary.name} prompt="def "')]
     if summary.next_stage:
         scale = "" if summary.scale == "tiny" else f" scale={summary.scale}"
-        commands.append(f"python -m platform.run stage={summary.next_stage}{scale}")
+        commands.append(typed(f"run stage={summary.next_stage}{scale}"))
     return commands
 
 

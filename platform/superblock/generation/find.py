@@ -6,6 +6,7 @@ from pathlib import Path
 
 from superblock.config.fields import ConfigError, closest
 from superblock.config.tracking import TrackingConfig
+from superblock.config.typed import typed
 from superblock.tracking.runs import RunRecord, find_run, list_runs, read_run, runs_root
 from superblock.training.manifest import MANIFEST, checkpoints_folder, newest_whole, verify
 from superblock.training.promoted import Promoted, find_address, is_address
@@ -94,4 +95,4 @@ def _candidates(run: str, root: Path | None) -> Iterator[tuple[Path, RunRecord |
 
 def _advice(root: Path | None) -> str:
     folder = (root or runs_root()).resolve()
-    return f"there is no run to generate with in {folder}; train one with: python -m platform.run stage=mvp1"
+    return f"there is no run to generate with in {folder}; train one with: {typed('run stage=mvp1')}"

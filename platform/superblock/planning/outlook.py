@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from superblock.config.run import PlanConfig
+from superblock.config.typed import typed
 from superblock.evaluation.summary import FORESEEN
 from superblock.models.formulas import Counts
 from superblock.planning.finished import Finished, read_finished
@@ -112,4 +113,4 @@ def _promoted(stage: str | None, records: Sequence[RunRecord], runs: Sequence[Fi
 
 def _first_command(config: PlanConfig) -> str:
     scale = "" if config.scale.name == "tiny" else f" scale={config.scale.name}"
-    return f"`python -m platform.run stage={config.stage.parent or config.stage.name}{scale}`"
+    return f"`{typed(f'run stage={config.stage.parent or config.stage.name}{scale}')}`"

@@ -7,6 +7,7 @@ from statistics import fmean
 from torch import nn
 
 from superblock.config.growth import StatementConfig
+from superblock.config.typed import stored
 from superblock.data.loader import evaluation_loader
 from superblock.evaluation.exits import ExitScores, score_exits
 from superblock.evaluation.statistics import Interval, paired_interval, t_interval
@@ -104,7 +105,7 @@ def _what_to_run(run: RunRecord, grown: Sequence[RunRecord], paired: Collection[
     """The command that gives, or leads to, the next pair."""
     alone = [one for one in grown if one.seed not in paired]
     seed = max([run.seed, *(one.seed for one in grown)]) + 1
-    command = f"python -m platform.run scale={run.scale}"
+    command = stored(f"run scale={run.scale}")
     if not alone:
         return f"for another lineage, with this one's other settings: {command} stage=all seed={seed}"
     one, summary = alone[0], alone[0].summary

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig
+from superblock.config.typed import typed
 from superblock.staging.promotion import Promoted, find_promoted, refuse_other_parent
 from superblock.tracking.runs import RunRecord, find_run, read_run, runs_root
 from superblock.training.lineage import find_checkpoint
@@ -59,7 +60,7 @@ def resolve_parent(config: RunConfig, say: Say, *, before: Promoted | None = Non
         words = f"there is no promoted {stage} at scale {config.scale.name}"
         if must:
             raise ConfigError(
-                f"parent=required: {words}\ntrain one: python -m platform.run stage={stage} scale={config.scale.name}"
+                f"parent=required: {words}\ntrain one: {typed(f'run stage={stage} scale={config.scale.name}')}"
             )
         say(f"parent  {words}: training {config.stage.name} from scratch")
         return scratch

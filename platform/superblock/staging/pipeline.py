@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from superblock.config.budget import Budget
 from superblock.config.fields import ConfigError, restore
 from superblock.config.run import RunConfig, fingerprint
+from superblock.config.typed import typed
 from superblock.data.corpus import prepare
 from superblock.evaluation.summary import wide_console
 from superblock.planning.prediction import Prediction, predict
@@ -249,7 +250,7 @@ def _refusal(statements: Statements, record: RunRecord, pipeline: str | None) ->
     lines = [f"{record.stage} is not promoted{rest}:"]
     for one in statements.failures:
         lines += [f"  gate {one.name}: measured {one.measured}; must be {one.asked}", f"    {one.because}"]
-    again = pipeline or f"python -m platform.run resume={record.name}"
+    again = pipeline or typed(f"run resume={record.name}")
     lines.append(f"the run is kept; to measure its gates again, without training:\n  {again}")
     if pipeline:
         lines.append(

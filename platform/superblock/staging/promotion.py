@@ -13,6 +13,7 @@ from typing import Any
 from superblock.config.fields import ConfigError, restore
 from superblock.config.model import ModelConfig
 from superblock.config.run import RunConfig
+from superblock.config.typed import typed
 from superblock.data.corpus import Corpus, prepare
 from superblock.staging.candidate import Candidate
 from superblock.staging.statements import FILE as STATEMENTS
@@ -70,7 +71,7 @@ def promote(run: RunRecord, statements: Statements, config: RunConfig, *, say: S
         except StoreAway as error:
             raise ConfigError(
                 f"tracking={config.tracking.store}: {run.name} passed its gates and could not be registered as {model}:\n"
-                f"{error}\nonce the store answers: python -m platform.run resume={run.name}"
+                f"{error}\nonce the store answers: {typed(f'run resume={run.name}')}"
             ) from None
     shown = f"{model} version {version}" if version else model
     text = f"Promoted as **{shown}**, `{model}@{PROMOTED}`."

@@ -22,6 +22,7 @@ import psutil
 
 from superblock.config.fields import ConfigError
 from superblock.config.tracking import TrackingConfig
+from superblock.config.typed import typed
 from superblock.tracking import views
 from superblock.tracking.publish import publish
 from superblock.tracking.store import (
@@ -57,9 +58,7 @@ def serve(config: TrackingConfig, report: Report = print) -> int:
         return 0
     database = database_path(uri)
     if database and not database.exists():
-        raise ConfigError(
-            f"tracking.uri={uri}: nothing is recorded there yet; run `python -m platform.run stage=mvp1` first"
-        )
+        raise ConfigError(f"tracking.uri={uri}: nothing is recorded there yet; run `{typed('run stage=mvp1')}` first")
     return _serve_database(uri, config, report)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from superblock.config.fields import ConfigError
 from superblock.config.tracking import TrackingConfig
+from superblock.config.typed import typed
 from superblock.tracking.files import read_json
 from superblock.tracking.registry import fetch
 from superblock.tracking.runs import list_runs, read_run, runs_root
@@ -159,7 +160,7 @@ def _with_files(version: Version, alias: str, tracking: TrackingConfig, root: Pa
         if not version.location or uri is None:
             raise FilesGone(
                 f"{name}: the checkpoint of its run {tags.get('run')} is gone; train it again: "
-                f"python -m platform.run stage={tags.get('stage')} scale={tags.get('scale')}"
+                + typed(f"run stage={tags.get('stage')} scale={tags.get('scale')}")
             )
         folder = (root or runs_root()) / COPIES / f"{version.model}-v{version.version}"
         _remove_other(folder, version)
@@ -207,4 +208,4 @@ def _known(versions: list[Version], tracking: TrackingConfig) -> str:
     if names:
         return f"promoted are {', '.join(names[:8])}"
     place = "promotion.json of any run" if tracking.store == "none" else without_password(store_uri(tracking))
-    return f"nothing is promoted in {place}\na stage is promoted when it has passed its gates: python -m platform.run stage=all"
+    return f"nothing is promoted in {place}\na stage is promoted when it has passed its gates: {typed('run stage=all')}"

@@ -1,6 +1,5 @@
 """Which run a command starts or continues, decided before anything heavy happens."""
 
-import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from superblock.config.fields import ConfigError, closest, differences
 from superblock.config.run import RunConfig, fingerprint
+from superblock.config.typed import quoted, typed
 from superblock.tracking.runs import RunRecord, find_run, list_runs, newest_resumable, runs_root
 from superblock.training.checkpoint import load_config
 from superblock.training.manifest import newest_whole
@@ -61,8 +61,8 @@ def choose(config: RunConfig) -> Start:
 
 def resume_command(name: str) -> str:
     """The command line that continues this run."""
-    words = [word for word in sys.argv[1:] if not word.startswith("resume=") and word != "run"]
-    return shlex.join(["python", "-m", "platform.run", *words, f"resume={name}"])
+    words = [word for word in sys.argv[1:] if not word.startswith("resume=")]
+    return typed(quoted(["run", *words, f"resume={name}"]))
 
 
 def _begin(config: RunConfig, notes: tuple[str, ...]) -> Start:

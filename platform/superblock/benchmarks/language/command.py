@@ -9,6 +9,7 @@ from superblock.benchmarks.language.screen import curves, packages_table, runs_t
 from superblock.benchmarks.screen import Screen
 from superblock.config.benchmark import BenchmarkConfig
 from superblock.config.fields import ConfigError, closest
+from superblock.config.typed import typed
 from superblock.evaluation.finished import open_finished
 from superblock.evaluation.language import read_language, record
 from superblock.evaluation.position_curve import position_curve
@@ -75,7 +76,7 @@ def _chosen(config: BenchmarkConfig) -> list[RunRecord]:
         if not newest:
             raise ConfigError(
                 f"language.runs=[]: there is no finished run with a checkpoint below {runs_root().resolve()}; "
-                "train one with: python -m platform.run stage=mvp1"
+                f"train one with: {typed('run stage=mvp1')}"
             )
         return sorted(newest.values(), key=lambda run: run.started)
     return [_named(text, finished) for text in config.language.runs]
