@@ -209,6 +209,24 @@ def test_a_name_that_holds_something_else(reporting: Reporting, runs: Path, plai
     assert reporting("name=weekly")[0] == 0 and Path("reports/weekly/report.json").exists()
 
 
+@pytest.mark.parametrize("name", ["index.html", "index.md", "baseline.json", "latest", "schedule"])
+def test_a_name_that_means_something_else(reporting: Reporting, runs: Path, plain: list[str], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"name={name}: is taken"):
+        reporting(f"name={name}")
+    assert not Path("reports").exists()
+
+
+@pytest.mark.parametrize("words", [(), ("schedule.cron=@daily",), ("schedule.cron=@daily", "schedule.due=true")])
+@pytest.mark.parametrize("output", ["mine", "mine/below"])
+def test_a_file_where_the_reports_should_go(
+    reporting: Reporting, runs: Path, plain: list[str], words: tuple[str, ...], output: str
+) -> None:
+    Path("mine").write_text("notes")
+    with pytest.raises(ConfigError, match=f"output={output}: cannot be a folder"):
+        reporting(f"output={output}", *words)
+    assert Path("mine").read_text() == "notes" and plain == []
+
+
 def test_a_fixed_name_never_replaces_the_baseline(reporting: Reporting, runs: Path, plain: list[str]) -> None:
     reporting("name=weekly", "pin=true")
     assert reporting("name=weekly")[0] == 0  # of the same runs

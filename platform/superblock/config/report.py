@@ -8,7 +8,7 @@ from superblock.config.fields import knob, section
 from superblock.config.tracking import TrackingConfig
 
 REPORT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-RESERVED_NAMES = ("latest", "schedule", "auto", "none", "index.html", "baseline.json")
+RESERVED_NAMES = ("latest", "schedule", "auto", "none", "index.html", "index.md", "baseline.json")
 
 
 @dataclass

@@ -28,7 +28,7 @@ from superblock.reporting.recorded import record
 from superblock.reporting.schedule import due
 from superblock.reporting.schedule.arrange import arrange, folder_of, remove, state_file
 from superblock.reporting.schedule.cron import next_times, parse
-from superblock.reporting.shelf import Shelf
+from superblock.reporting.shelf import Shelf, made_folder
 
 OK, TRAINING_FAILED, CONFIGURATION, REGRESSION, NOTHING = 0, 1, 2, 3, 4
 GATE_FAILED = 3
@@ -72,6 +72,7 @@ def if_due(config: ReportConfig, *, say: Say, now: Clock) -> int:
     A report that fails counts as made, and waits for the next time; one that was killed is made again.
     """
     assert config.schedule.cron is not None
+    made_folder(config.output)
     cron = parse(config.schedule.cron)
     try:
         with only_one(folder_of(config) / f".{config.schedule.name}.lock", wait=0, say=say):
@@ -94,9 +95,9 @@ def if_due(config: ReportConfig, *, say: Say, now: Clock) -> int:
 
 def make(config: ReportConfig, *, say: Say) -> int:
     """Trains what comes before the report, if anything does, and makes the report."""
+    output = made_folder(config.output)
     ended = train_before(config.schedule.before, say=say) if config.schedule.before else OK
     problems = [in_words(ended, config.schedule.before)] if ended and config.schedule.before else []
-    output = Path(config.output).expanduser()
     say(f"report: {Path.cwd()} -> {output}")
     try:
         with only_one(output / ".lock", wait=LONGEST_WAIT, say=say):

@@ -19,6 +19,20 @@ NEW, OLD = ".new-", ".old-"
 """What folders begin with while they are written, and while they are replaced."""
 
 
+def made_folder(output: str) -> Path:
+    """The folder that holds the reports, made if it is absent.
+
+    Raises:
+        ConfigError: if it cannot be, such as where a file is in its place.
+    """
+    folder = Path(output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={output}: cannot be a folder ({error.strerror}); name another") from None
+    return folder
+
+
 class Shelf:
     """The reports below a folder. Only one process may change them at a time, see `lock`."""
 

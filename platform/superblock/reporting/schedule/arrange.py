@@ -11,6 +11,7 @@ from superblock.reporting.schedule import crontab, systemd
 from superblock.reporting.schedule.cron import Cron, next_times, parse
 from superblock.reporting.schedule.due import note
 from superblock.reporting.schedule.words import command, environment
+from superblock.reporting.shelf import made_folder
 
 Say = Callable[[str], None]
 FOLDER = "schedule"
@@ -153,7 +154,8 @@ def _write(config: ReportConfig, cron: Cron, kind: str) -> list[Path]:
     else:
         log = folder / f"{name}.log"
         texts = {f"{name}.crontab": crontab.block(name, cron, command(config, due=True), here, environment(), log)}
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(config.output)
+    folder.mkdir(exist_ok=True)
     for file, text in texts.items():
         systemd.write(folder / file, text)
     return [folder / file for file in texts]
