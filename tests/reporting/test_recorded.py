@@ -70,6 +70,28 @@ def test_a_run_of_its_own_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {run.data.tags["verdict"] for _, run in recorded(config)} == {"unchanged", "regressed"}
 
 
+def test_a_store_that_was_deleted_or_replaced_is_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, said = TrackingConfig(), list[str]()
+    record(REPORT, folder, config, say=said.append)
+    [(client, run)] = recorded(config)
+    client.delete_run(run.info.run_id)  # what a person deleted stays deleted
+    asked: list[str] = []
+
+    def away(uri: str, experiment: str) -> Any:  # MLflow keeps files open: it would go on writing to a moved one
+        asked.append(experiment)
+        raise ConnectionError("away")
+
+    monkeypatch.setattr("superblock.reporting.recorded.open_store", away)
+    store, moved = Path("mlflow.db"), Path("moved.db")
+    for content, times in ((store.read_bytes(), 0), (None, 1), (b"", 2), (b"no database" * 9, 3)):
+        if store.exists():
+            store.rename(moved)
+        if content is not None:
+            store.write_bytes(content)
+        record(REPORT, folder, config, say=said.append)
+        assert len(asked) == times == len(said) - 1
+
+
 def _refuse(*given: Any) -> Any:
     raise AssertionError("MLflow was asked")
 

@@ -14,7 +14,7 @@ from superblock.tracking.files import read_json, write_json
 from superblock.tracking.identity import stage_color, user
 from superblock.tracking.provenance import command_line
 from superblock.tracking.spool import MAX_TAG, cut
-from superblock.tracking.store import open_store, reason_of, store_uri, without_password
+from superblock.tracking.store import database_path, has_run, open_store, reason_of, store_uri, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ARTIFACTS = ("index.html", "report.md", "report.json")
 REPORT_TAG, PAGES_TAG = "report.digest", "report.pages"
 NOTE_FILE = ".recorded.json"
-"""Beside the reports: what is in which store already, so that MLflow need not be asked again."""
+"""Beside the reports: what is in which store already, as which run, so that MLflow need not be asked again."""
 
 
 def record(report: Report, folder: Path, config: TrackingConfig, *, say: Callable[[str], None]) -> None:
@@ -43,16 +43,17 @@ def record(report: Report, folder: Path, config: TrackingConfig, *, say: Callabl
     pages = [folder / name for name in ARTIFACTS if (folder / name).is_file()]
     place, note = f"{without_password(uri)} {config.experiment}", folder.parent / NOTE_FILE
     known = {"place": place, "report": _digest(folder / FILE), "pages": _digest(*pages)}
-    if read_json(note).get(report.name) == known:
+    noted = read_json(note).get(report.name)
+    if isinstance(noted, dict) and {**noted, **known} == noted and _still_there(uri, noted.get("run")):
         return
     try:
         client, experiment_id = open_store(uri, config.experiment)
-        _record_once(client, experiment_id, report, pages, known)
+        run_id = _record_once(client, experiment_id, report, pages, known)
     except Exception as error:  # whatever MLflow, its database or the network raises
         say(f"not recorded in MLflow: {without_password(uri)}: {reason_of(error)}; the next report tries again")
         return
     with suppress(OSError):
-        write_json(note, {**read_json(note), report.name: known})
+        write_json(note, {**read_json(note), report.name: {**known, "run": run_id}})
     say(f"recorded in MLflow: run {report.name} of experiment {config.experiment}")
 
 
@@ -72,22 +73,33 @@ def tags(report: Report) -> dict[str, str]:
 
 def _record_once(
     client: "MlflowClient", experiment_id: str, report: Report, pages: list[Path], digests: Mapping[str, str]
-) -> None:
-    """Makes no second run of a report; one that was interrupted, or whose pages look different by now, is completed."""
+) -> str:
+    """Makes no second run of a report; one that was interrupted, or whose pages look different by now, is completed.
+
+    Returns:
+        The run's id.
+    """
     found = client.search_runs([experiment_id], f"tags.`{REPORT_TAG}` = '{digests['report']}'", max_results=1)
     if found and found[0].info.status == "FINISHED" and found[0].data.tags.get(PAGES_TAG) == digests["pages"]:
-        return
+        return str(found[0].info.run_id)
     if found:
-        run_id = found[0].info.run_id
+        run_id = str(found[0].info.run_id)
     else:
         known = tags(report) | {REPORT_TAG: digests["report"]}
-        run_id = client.create_run(experiment_id, int(time.time() * 1000), known, run_name=report.name).info.run_id
+        run_id = str(client.create_run(experiment_id, int(time.time() * 1000), known, run_name=report.name).info.run_id)
     for page in pages:
         client.log_artifact(run_id, str(page))
         if page.suffix == ".md":
             client.set_tag(run_id, "mlflow.note.content", cut(page.read_text(encoding="utf-8"), MAX_TAG))
     client.set_tag(run_id, PAGES_TAG, digests["pages"])
     client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _still_there(uri: str, run_id: object) -> bool:
+    """Whether a noted run is in the store: its file may have been deleted or replaced. A server is taken at the note's word."""
+    database = database_path(uri)
+    return database is None or (isinstance(run_id, str) and has_run(database, run_id))
 
 
 def _digest(*files: Path) -> str:

@@ -123,6 +123,15 @@ def find_experiment(database: Path, name: str) -> str | None:
     return str(row[0]) if row else None
 
 
+def has_run(database: Path, run_id: str) -> bool:
+    """Whether a local store has a run, be it deleted in the interface; read without MLflow. No if it cannot be read."""
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=20)) as connection:
+            return connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone() is not None
+    except sqlite3.Error:
+        return False
+
+
 def prepare_environment() -> None:
     """Short timeouts and no telemetry, unless the user has set them. To be called before MLflow is imported."""
     for key, value in _ENVIRONMENT.items():
