@@ -68,6 +68,7 @@ def group(stage: str, seeds: tuple[int, ...] = SEEDS) -> Group:
         experts=tuple(load(layer, place) for layer in range(1, 2 * depth + 1)), positions=positions(bits, runs, seeds),
         packages=packages(bits, runs, seeds), statements=statements(stage, runs, seeds),
         sample=f"# Samples after step 600\n\n    def {stage}_read(self, x):\n        if x < 3 & y:\n            return '<b>'\n",
+        sample_run=runs[0],
     )  # fmt: skip
 
 
@@ -383,7 +384,7 @@ def hostile() -> Report:
     report = full()
     first = report.groups[0]
     bad = replace(
-        first, key=HOSTILE, stage=HOSTILE, arm=HOSTILE, scale=HOSTILE, sample=HOSTILE + "\n```\n</pre></details>", runs=(HOSTILE, *first.runs[1:]),
+        first, key=HOSTILE, stage=HOSTILE, arm=HOSTILE, scale=HOSTILE, sample_run=HOSTILE, sample=HOSTILE + "\n```\n</pre></details>", runs=(HOSTILE, *first.runs[1:]),
         statements=tuple(replace(one, run=HOSTILE, name=HOSTILE, measured=HOSTILE, verdict="failed") for one in first.statements),
         packages=tuple(replace(one, name=f"{HOSTILE}{i}") for i, one in enumerate(first.packages)),
     )  # fmt: skip

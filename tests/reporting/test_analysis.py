@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from superblock.reporting.collect import collect
 from superblock.reporting.content import Group, Report
 from superblock.reporting.facts import Facts, RecordFacts
 from superblock.reporting.files import report_text
+from superblock.reporting.pages import render
 
 RUNS = Path("runs")
 BITS, SPEED = "test/bits_per_byte", "final/tokens_per_second"
@@ -126,6 +127,52 @@ def test_the_newest_run_of_a_seed_counts_unless_all_are_asked_for() -> None:
     assert len(one.groups[0].runs) == 2 and len(many.groups[0].runs) == 6
     assert all("20261116" in run for run in one.groups[0].runs)
     assert {source.name for source in one.sources} == set(many.groups[0].runs)  # the others are history
+
+
+def test_runs_of_one_seed_are_no_independent_draws() -> None:
+    write_history(RUNS, times=4)
+    [one] = report(all_runs=True).groups
+    values = one.measures[BITS].values
+    seeds = [fmean(value.value for value in values if value.seed == seed) for seed in (1, 2, 3)]
+    interval = t_interval(seeds)
+    assert len(values) == 12 == len(one.runs)
+    assert (one.measures[BITS].mean, one.measures[BITS].low, one.measures[BITS].high) == pytest.approx(
+        (interval.mean, interval.low, interval.high)
+    )
+    assert {curve.seeds for curve in one.curves} == {3}
+    text = _pages(report(all_runs=True))
+    assert "12 runs" in text and all(f"{value.value:.4f}" in text for value in values)
+
+
+def test_seeds_inside_a_prediction_are_counted_once() -> None:
+    for day in range(3):
+        write_pipeline(RUNS, stages=["mvp1", "mvp2"], started=BEGIN + day * DAY)
+    assert [(one.inside, one.seeds) for one in report(all_runs=True).groups[1].predicted] == [(3, 3)] * 3
+
+
+def test_no_interval_of_speed_or_memory_reaches_below_zero() -> None:
+    for seed, speed in ((1, 1.0), (2, 0.3), (3, 0.05)):
+        write_run(RUNS, Synthetic(seed=seed, speed=speed, memory=speed))
+    [one] = report().groups
+    for name in (SPEED, "final/memory_peak_mib"):
+        found = one.measures[name]
+        assert found.mean == pytest.approx(geometric_mean(value.value for value in found.values))
+        assert found.low is not None and found.high is not None and 0 < found.low < found.mean < found.high
+    exits = one.exits[0].tokens_per_second
+    assert exits is not None and exits.low is not None and exits.low > 0
+
+
+def test_a_sample_names_the_run_that_wrote_it() -> None:
+    first, second = (write_run(RUNS, Synthetic(seed=seed)) for seed in (1, 2))
+    (first / "artifacts" / "samples.md").unlink()
+    [one] = report().groups
+    assert one.sample is not None and "def f2" in one.sample and one.sample_run == second.name
+    assert f"run {second.name}" in _pages(report()) and f"run {first.name}" not in _pages(report())
+
+
+def _pages(found: Report) -> str:
+    render(found, Path("page"))
+    return Path("page/report.md").read_text()
 
 
 def test_runs_of_several_machines_have_no_speed() -> None:
@@ -403,4 +450,4 @@ def test_no_number_is_without_a_run() -> None:
     for one in found.groups:
         for measure in (*one.measures.values(), *(row.bits_per_byte for row in one.positions)):
             assert {value.run for value in measure.values} <= known
-            assert measure.mean == pytest.approx(fmean(value.value for value in measure.values))
+            assert min(v.value for v in measure.values) <= measure.mean <= max(v.value for v in measure.values)

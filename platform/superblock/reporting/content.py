@@ -31,10 +31,11 @@ class SeedValue:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number over seeds, with the t interval of its mean (95 %)."""
+    """A number over seeds, with the t interval of its mean (95 %); a seed with several runs counts once, by their mean."""
 
     values: tuple[SeedValue, ...]
     mean: float
+    """Of speed and memory the geometric one, whose interval is that of the logarithms: it cannot reach below 0."""
     low: float | None
     high: float | None
     """None for a single seed."""
@@ -196,6 +197,8 @@ class Group:
     statements: tuple[Statement, ...] = ()
     sample: str | None = None
     """What the first seed's model wrote."""
+    sample_run: str | None = None
+    """The run whose model that is."""
     configuration: str = ""
     """Eight hex digits of the settings that its runs share."""
     settings: dict[str, str] = field(default_factory=dict)

@@ -26,7 +26,7 @@ def learning_curves(runs: Sequence[RunFacts]) -> Iterator[Curve]:
             values = np.stack([np.interp(common, tokens, value) for tokens, value in lines])
             yield Curve(
                 metric, _plain(common), _plain(values.mean(axis=0)), _plain(values.min(axis=0)), _plain(values.max(axis=0)),
-                len(lines),
+                len({run.seed for run in runs if _line(run, metric) is not None}),
             )  # fmt: skip
 
 

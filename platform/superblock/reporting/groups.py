@@ -36,6 +36,7 @@ Value = Callable[[RunFacts], float | None]
 def make_group(chosen: Chosen) -> Group:
     """The group as a report shows it."""
     runs = chosen.runs
+    sample = next(((run.samples, run.name) for run in runs if run.samples), (None, None))
     first, machines = runs[0], {run.machine for run in runs}
     machine = first.machine if len(machines) == 1 else None
     return Group(
@@ -48,25 +49,48 @@ def make_group(chosen: Chosen) -> Group:
         experts=tuple(_experts(runs)), positions=_sliced(runs, "positions", "beyond"),
         packages=_sliced(runs, "packages")[:MOST_PACKAGES],
         statements=tuple(_statement(run, one) for run in runs for one in run.statements),
-        sample=next((run.samples for run in runs if run.samples), None), configuration=chosen.configuration,
+        sample=sample[0], sample_run=sample[1], configuration=chosen.configuration,
         settings=dict(sorted(configuration(first).items())) if first.settings else {},
     )  # fmt: skip
 
 
-def measure(values: Iterable[SeedValue]) -> Measure | None:
-    """A mean with its interval; None without a value."""
+def measure(values: Iterable[SeedValue], *, ratio: bool = False) -> Measure | None:
+    """A mean over seeds with its interval; None without a value.
+
+    Args:
+        values: one for each run; runs of one seed are averaged first, since they are no independent draws.
+        ratio: whether to take the mean and the interval of the logarithms, as `comparing` does: for speed and memory,
+            which noise multiplies. Values that are not above 0 have none, and are averaged as they are.
+    """
     found = tuple(sorted(values, key=lambda one: (one.seed, one.run)))
     if not found:
         return None
-    interval = t_interval([one.value for one in found])
+    ratio = ratio and all(one.value > 0 for one in found)
+    interval = t_interval(over_seeds((one.seed, math.log(one.value) if ratio else one.value) for one in found))
     bounded = math.isfinite(interval.low)
-    return Measure(found, interval.mean, interval.low if bounded else None, interval.high if bounded else None)
+    mean, low, high = (_plain(one, ratio) for one in (interval.mean, interval.low, interval.high))
+    return Measure(
+        found, found[0].value if len(found) == 1 else mean, low if bounded else None, high if bounded else None
+    )
 
 
-def over(runs: Sequence[RunFacts], value: Value) -> Measure | None:
+def _plain(value: float, ratio: bool) -> float:
+    """Back from a logarithm; of an unbounded interval nothing is asked."""
+    return math.exp(value) if ratio and math.isfinite(value) else value
+
+
+def over_seeds(values: Iterable[tuple[int, float]]) -> list[float]:
+    """A value for each seed, in order: the mean of its runs."""
+    known: dict[int, list[float]] = defaultdict(list)
+    for seed, value in values:
+        known[seed].append(value)
+    return [fmean(known[seed]) for seed in sorted(known)]
+
+
+def over(runs: Sequence[RunFacts], value: Value, *, ratio: bool = False) -> Measure | None:
     """A number of every run that has it."""
     known = [(run, value(run)) for run in runs]
-    return measure(SeedValue(run.seed, number, run.name) for run, number in known if number is not None)
+    return measure((SeedValue(run.seed, number, run.name) for run, number in known if number is not None), ratio=ratio)
 
 
 def _result(name: str) -> Value:
@@ -76,7 +100,7 @@ def _result(name: str) -> Value:
 def _measures(runs: Sequence[RunFacts], machine: str | None) -> dict[str, Measure]:
     """Speeds only where all runs had one machine."""
     names = [name for name, metric in METRICS.items() if machine is not None or metric.kind != "speed"]
-    found = {name: over(runs, _result(name)) for name in names}
+    found = {name: over(runs, _result(name), ratio=METRICS[name].kind != "quality") for name in names}
     return {name: one for name, one in found.items() if one is not None}
 
 
@@ -94,22 +118,22 @@ def _predicted(runs: Sequence[RunFacts], machine: str | None) -> Iterator[Predic
     for name, result in MEASURED.items():
         if machine is None and name in TIMES:
             continue
-        pairs = [
-            (run.prediction[name], run.results[result])
-            for run in runs
-            if name in run.prediction and result in run.results
-        ]
-        if pairs:
-            value, low, high = (fmean(one[bound] for one, _ in pairs) for bound in ("value", "low", "high"))
-            inside = sum(one["low"] <= came <= one["high"] for one, came in pairs)
-            yield Predicted(name, value, low, high, fmean(came for _, came in pairs), inside, len(pairs))
+        known = [run for run in runs if name in run.prediction and result in run.results]
+        if known:
+            bounds = {
+                b: over_seeds((run.seed, run.prediction[name][b]) for run in known) for b in ("value", "low", "high")
+            }
+            came = over_seeds((run.seed, run.results[result]) for run in known)
+            inside = sum(low <= one <= high for low, one, high in zip(bounds["low"], came, bounds["high"], strict=True))
+            yield Predicted(name, *(fmean(one) for one in bounds.values()), fmean(came), inside, len(came))
 
 
 def _exits(runs: Sequence[RunFacts], machine: str | None) -> Iterator[ExitPoint]:
     def at(name: str, depth: int) -> Measure | None:
         points = [(run, run.curves[f"exits/{name}"]) for run in runs if f"exits/{name}" in run.curves]
         known = ((run, dict(zip(one.steps, one.values, strict=True))) for run, one in points)
-        return measure(SeedValue(run.seed, values[depth], run.name) for run, values in known if depth in values)
+        values = (SeedValue(run.seed, values[depth], run.name) for run, values in known if depth in values)
+        return measure(values, ratio=name == "tokens_per_second")
 
     depths = {step for run in runs if (one := run.curves.get("exits/bits_per_byte")) for step in one.steps}
     for depth in sorted(depths):

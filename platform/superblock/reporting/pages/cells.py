@@ -123,7 +123,7 @@ def seeds(measure: Measure | None) -> str:
     """`3 seeds`."""
     if measure is None:
         return ""
-    return plural(len(measure.values), "seed")
+    return plural(len({value.seed for value in measure.values}), "seed")
 
 
 def plural(number: int, noun: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from superblock.reporting.content import Group, Measure, Predicted, Report
+from superblock.reporting.content import Group, Measure, Predicted, Report, SeedValue
 from superblock.reporting.metrics import METRICS
 from superblock.reporting.pages import charts
 from superblock.reporting.pages.blocks import Block, Cell, Column, Fold, Gallery, Missing, Picture, Section, Table
@@ -37,7 +37,7 @@ REFERENCES = {"unigram": "unigram", "trigram": "trigram", "xz": "xz -9e"}
 def stages(report: Report) -> Section:
     """What each stage cost and how good it became."""
     lead = (
-        "Means over seeds with the 95 % interval of the mean below; tokens and FLOPs are those of the whole lineage, "
+        "Means over seeds (of speed and memory geometric) with the 95 % interval of the mean below; tokens and FLOPs are those of the whole lineage, "
         "from the first stage on. Every number leads to the runs it comes from."
     )
     if not report.groups:
@@ -112,7 +112,7 @@ def _table(report: Report) -> Table:
                 counted(group.training_tokens, group.runs),
                 flops(group.flops, group.runs),
                 *(measured(name, group.measures.get(name)) for name in SHOWN_LAST),
-                Cell(text=str(len(group.runs)), sort=len(group.runs), runs=group.runs),
+                _seeds(group),
             )
         )
     return Table(
@@ -120,6 +120,13 @@ def _table(report: Report) -> Table:
         columns,
         tuple(rows),
     )
+
+
+def _seeds(group: Group) -> Cell:
+    """How many seeds the means are over, and how many runs where a seed has several."""
+    number = len({value.seed for measure in group.measures.values() for value in measure.values}) or len(group.runs)
+    note = plural(len(group.runs), "run") if len(group.runs) > number else ""
+    return Cell(text=str(number), sort=number, note=note, runs=group.runs)
 
 
 def _active(group: Group) -> str:
@@ -219,6 +226,15 @@ def _prediction(name: str, group: Group, one: Predicted) -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
+def _of_seed(metric: str, values: list[SeedValue]) -> Cell:
+    """What a seed's runs measured, one below the other."""
+    if not values:
+        return NOTHING
+    first, *others = values
+    note = ", ".join(metric_text(metric, one.value) for one in others)
+    return Cell(text=metric_text(metric, first.value), sort=first.value, note=note, runs=tuple(v.run for v in values))
+
+
 def _every_seed(report: Report) -> Fold:
     """Each run's own numbers, which the means above hide."""
     look = looks(report)
@@ -232,13 +248,7 @@ def _every_seed(report: Report) -> Fold:
     rows = []
     for group in report.groups:
         for metric, measure in group.measures.items():
-            by_seed = {value.seed: value for value in measure.values}
-            cells = [
-                Cell(text=metric_text(metric, by_seed[seed].value), sort=by_seed[seed].value, runs=(by_seed[seed].run,))
-                if seed in by_seed
-                else NOTHING
-                for seed in numbers
-            ]
+            cells = [_of_seed(metric, [one for one in measure.values if one.seed == seed]) for seed in numbers]
             title = Cell(text=metric_title(metric), note="" if metric in METRICS else metric)
             rows.append((name_cell(look[group.key].name, group.runs), title, measured(metric, measure), *cells))
     return Fold("Every seed's numbers", (Table("Every measure of every run", columns, tuple(rows)),))
