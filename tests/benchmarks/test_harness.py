@@ -149,9 +149,23 @@ def test_the_default_tasks_and_ones_own(finished_run: Path, superblock: Callable
         assert 0 <= accuracy["value"] <= 1 and accuracy["stderr"] >= 0
     bits = record["tasks"]["superblock_text"]["metrics"]["bits_per_byte"]["value"]
     assert bits == pytest.approx(read_language(finished_run)["bits_per_byte"], rel=0.3)  # of a part of the same text
+    assert record["tasks"]["superblock_brackets"]["chance"] == pytest.approx(1 / 3)
+    assert record["tasks"]["own_numbers"]["chance"] is None
+    part = "harness.limit=5 it is not added to the run"
+    assert part in answer.out and not any(name.startswith("harness/") for name in metric_history(finished_run))
+
+    tasks = "harness.tasks=[superblock_text,own_numbers]"
+    answer = superblock("benchmark", *WORDS, tasks, f"harness.include_path={own}")
+    assert answer.status == 0 and part not in answer.out
+    whole = Path(f"runs/benchmarks/harness-{finished_run.name}/harness.json")
+    found = json.loads(whole.read_text())["tasks"]
     history = metric_history(finished_run)
+    bits = found["superblock_text"]["metrics"]["bits_per_byte"]["value"]
     assert history["harness/superblock_text/bits_per_byte"] == [(0, bits)]
     assert "harness/own_numbers/acc_stderr" in history
+    answer = superblock("benchmark", *WORDS, tasks, f"harness.include_path={own}", "harness.limit=2")
+    assert answer.status == 0 and json.loads(whole.read_text())["tasks"] == found
+    assert Path(f"runs/benchmarks/harness-{finished_run.name}-limit2/harness.json").exists()
 
     answer = superblock("benchmark", *WORDS, "harness.tasks=[superblock_text]", "harness.include_path=nowhere")
     assert answer.status == 2 and "there is no such folder" in answer.err

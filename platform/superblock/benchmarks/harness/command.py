@@ -37,7 +37,8 @@ def run(config: BenchmarkConfig) -> int:
     began, screen = time.time(), Screen()
     found = find_checkpoint(config.harness.run, tracking=config.tracking)
     screen.line(f"harness: {found.describe()}")
-    name = config.name or _folder_name(found)
+    limit = config.harness.limit
+    name = config.name or _folder_name(found, limit)
     folder = Path(config.output) / name
     local = [task for task in config.harness.tasks if task in LOCAL_TASKS]
     if local:
@@ -47,16 +48,22 @@ def run(config: BenchmarkConfig) -> int:
     record.save(folder / "harness.json")
     screen.console.print(_table(record))
     screen.line(f"record {folder / 'harness.json'}")
-    if found.run is not None:
+    if limit is not None:
+        screen.line(
+            f"with harness.limit={limit} it is not added to the run: a part of a task does not compare with all of it"
+        )
+    elif found.run is not None:
         with Tracker.reopen(found.run.folder, config, report=screen.line) as tracker:
             tracker.result(metrics(record))
             tracker.artifact(folder / "harness.json", "harness")
     return 0
 
 
-def _folder_name(found: Found) -> str:
+def _folder_name(found: Found, limit: int | None) -> str:
+    """One for each model, and another for a part of the examples, which must not replace all of them."""
     stem = found.run.name if found.run is not None else found.checkpoint.name
-    return f"harness-{stem}"[:64]
+    part = "" if limit is None else f"-limit{limit}"
+    return f"harness-{stem}"[: 64 - len(part)] + part
 
 
 def _make_local(wanted: list[str], found: Found, folder: Path, screen: Screen) -> None:
@@ -95,7 +102,7 @@ def _record(found: Found, config: BenchmarkConfig, name: str, results: Mapping[s
         commit=code.commit,
         machine=machine.fingerprint,
         settings={"tasks": h.tasks, "limit": h.limit, "shots": h.shots, "include_path": h.include_path},
-        tasks={task: dict(values) for task, values in results.items()},
+        tasks={task: {**values, "chance": CHANCE.get(task)} for task, values in results.items()},
         provenance=provenance.describe(code, machine),
         started=began,
         finished=time.time(),

@@ -3,7 +3,8 @@
 schema       "superblock.harness/1"
 suite name run checkpoint commit machine started finished
 settings     which tasks were asked for, and how
-tasks        by name: metrics by name (value, stderr or null), examples, version of the task, shots
+tasks        by name: metrics by name (value, stderr or null), examples, version of the task, shots, chance (accuracy of
+             guessing; null where it is not known)
 provenance   tracking.provenance
 """
 
