@@ -11,6 +11,7 @@ from superblock.reporting.content import (
     ExitPoint,
     ExpertLoad,
     Group,
+    HarnessRow,
     History,
     Measure,
     Point,
@@ -244,6 +245,15 @@ def ablations() -> tuple[AblationRow, ...]:
     )  # fmt: skip
 
 
+def harness() -> tuple[HarnessRow, ...]:
+    """All examples of a task, and a part of another's."""
+    run = runs_of("mvp4")[0]
+    return (
+        HarnessRow("superblock_brackets", "acc", 0.7412, 0.0219, 1 / 3, 300, None, run, "harness/all"),
+        HarnessRow("superblock_text", "bits_per_byte", 1.6147, None, None, 7, 7, run, "harness/part"),
+    )
+
+
 def changes(groups: tuple[Group, ...]) -> tuple[Change, ...]:
     """One improvement, one regression, one undecided, a new and a missing one; the rest is unchanged."""
     planted = {
@@ -344,13 +354,13 @@ def full() -> Report:
     groups = tuple(group(stage) for stage in STAGES)
     names = [run for one in groups for run in one.runs]
     sources = tuple(source(name, "run", i) for i, name in enumerate(names)) + tuple(
-        source(name, "record") for name in ("probes", "speed", "growth", "wiring")
+        source(name, "record") for name in ("probes", "speed", "growth", "wiring", "harness/all", "harness/part")
     )
     return Report(
         name="mini-20261121-a1b2c3", title="MVP-1 to MVP-4 at scale mini", time=START + 3600, verdict="regressed",
         verdict_words="1 of 12 comparisons is worse than the baseline (mvp3 training speed \u22127.1 %), 1 is better (mvp2 bits per byte \u22121.8 %).",
         source="runs", baseline="mini-20261114-9f8e7d", changes=changes(groups), histories=histories(), groups=groups, probes=probes(),
-        speed=speed(), ablations=ablations(), sources=sources,
+        speed=speed(), ablations=ablations(), harness=harness(), sources=sources,
         missing=("The tasks of MAD were not run: `python -m platform.benchmark suite=probes probes.tasks=[compress]`.",),
         problems=("mvp1-mini-s9-20261120-101010: status.json could not be read",),
     )  # fmt: skip

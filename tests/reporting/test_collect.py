@@ -24,6 +24,7 @@ from superblock.reporting.benchmarked import probe_rows
 from superblock.reporting.collect import collect
 from superblock.reporting.collect_folders import read_spool
 from superblock.reporting.facts import Facts, RunFacts
+from superblock.reporting.harnessed import harness_rows
 from superblock.reporting.thinning import MOST, chosen, thin
 from superblock.tracking.mlflow_sender import deliver
 from superblock.tracking.spool import Spool, metric_history
@@ -537,3 +538,28 @@ def test_history_is_collected_whole() -> None:
     found = facts()
     assert len(found.runs) == 8
     assert [run.started for run in found.runs] == sorted(run.started for run in found.runs)
+
+
+def test_the_harness_is_shown_for_each_model_and_a_part_beside_the_whole() -> None:
+    def write(name: str, run: str, started: float, value: float, limit: int | None = None) -> None:
+        metrics = {"acc": {"value": value, "stderr": 0.1}, "perplexity": {"value": 9.0, "stderr": None},
+                   "word_perplexity": {"value": float("inf"), "stderr": None}}  # fmt: skip
+        tasks = {"brackets": {"metrics": metrics, "examples": limit or 300, "version": 1, "shots": 0, "chance": 0.25}}
+        content = {"schema": "superblock.harness/1", "suite": "harness", "name": name, "run": run, "started": started,
+                   "finished": started + 1, "settings": {"limit": limit}, "tasks": tasks}  # fmt: skip
+        path = Path("runs/benchmarks") / name / "harness.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+
+    write("old", "a", 1.0, 0.1)
+    write("new", "a", 2.0, 0.2)
+    write("part", "a", 3.0, 0.3, 5)
+    write("other", "b", 4.0, 0.4)
+    found = facts(records=["runs/benchmarks"])
+    assert [record.name for record in found.records] == ["new", "part", "other"] and found.problems == ()
+    rows = harness_rows(found.records)
+    assert [(row.run, row.value, row.limit, row.chance, row.examples) for row in rows if row.metric == "acc"] == [
+        ("a", 0.2, None, 0.25, 300), ("a", 0.3, 5, 0.25, 5), ("b", 0.4, None, 0.25, 300),
+    ]  # fmt: skip
+    assert {(row.metric, row.stderr, row.chance) for row in rows} == {("acc", 0.1, 0.25), ("perplexity", None, None)}
+    assert analyse(found, ReportConfig(), None).harness == rows

@@ -160,6 +160,8 @@ def numbers(report: Report) -> set[str]:
         found |= {case.case, significant(case.milliseconds), f"{case.ratio:.2f}x"}
     for ablation in report.ablations:
         found |= {fixed(ablation.mean, 4, sign=True), probability(ablation.p_adjusted), ablation.words}
+    for one in report.harness:
+        found |= {one.task, one.metric, significant(one.value, 4), str(one.examples), one.run}
     for source in report.sources:
         found |= {
             source.name,
@@ -228,6 +230,16 @@ def test_bars_of_an_ablation_are_blue_by_its_verdict(
     text = Page((rendered["full"] / "index.html").read_text()).text
     assert "Trained for 300 steps for each arm, equal steps, not equal FLOPs." in text
     assert "equal budget of FLOPs" not in text
+
+
+def test_tasks_of_the_harness_are_shown_with_what_guessing_reaches(rendered: dict[str, Path], tmp_path: Path) -> None:
+    text = Page((rendered["full"] / "index.html").read_text()).text
+    assert re.search(r"superblock_brackets source acc 0\.7412 ± 0\.022 0\.333 300 mvp4", text)
+    assert re.search(r"superblock_text source bits_per_byte 1\.615 7 a part of the task mvp4", text)
+    alone = replace(example_report.full(), groups=(), changes=(), histories=())
+    render(alone, tmp_path)
+    text = Page((tmp_path / "index.html").read_text()).text
+    assert "The language suite was not run." in text and "superblock_brackets" in text
 
 
 def test_runs_that_were_held_to_no_gate_are_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from superblock.reporting.content import Group, History, NoBaseline, Report
 from superblock.reporting.facts import Facts, RunFacts
 from superblock.reporting.files import report_text
 from superblock.reporting.groups import make_group
+from superblock.reporting.harnessed import harness_rows
 from superblock.reporting.history import histories
 from superblock.reporting.metrics import Kind
 from superblock.reporting.remembered import remembered
@@ -68,6 +69,7 @@ def analyse(
         source=facts.source, baseline=baseline.name if baseline else None,
         no_baseline=None if baseline else without, changes=changes, histories=past, groups=groups,
         probes=probe_rows(facts.records), speed=speed_rows(facts.records), ablations=ablation_rows(facts.records),
+        harness=harness_rows(facts.records),
         sources=sources(_named(facts.runs, counted, past), facts.records, [source for _, source in gone]),
         missing=tuple(missing(current, facts, config.select)), problems=(*facts.problems, *remarks(chosen)),
     )  # fmt: skip

@@ -8,11 +8,13 @@ from typing import Any
 from superblock.reporting.benchmarked import ablation_rows, probe_rows, speed_rows
 from superblock.reporting.current_records import ABLATION, PROBES, current
 from superblock.reporting.facts import RecordFacts
+from superblock.reporting.harnessed import SCHEMA as HARNESS
+from superblock.reporting.harnessed import harness_rows
 from superblock.reporting.sources import sources
 from superblock.tracking.provenance import Hardware
 
 Problem = Callable[[str], None]
-SCHEMAS = ("superblock.benchmark/1", ABLATION, PROBES)
+SCHEMAS = ("superblock.benchmark/1", ABLATION, PROBES, HARNESS)
 """Those that are understood here."""
 
 
@@ -83,6 +85,7 @@ def _shown(record: RecordFacts) -> None:
     probe_rows([record])
     speed_rows([record])
     ablation_rows([record])
+    harness_rows([record])
     sources([], [record], [])
 
 

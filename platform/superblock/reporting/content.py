@@ -263,6 +263,24 @@ class AblationRow:
 
 
 @dataclass(frozen=True)
+class HarnessRow:
+    """A metric of a task of lm-evaluation-harness for one run's model."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    """Over the task's examples."""
+    chance: float | None
+    """What guessing reaches, where that is known."""
+    examples: int
+    limit: int | None
+    """Examples that were asked of each task at most; None is all."""
+    run: str
+    record: str
+
+
+@dataclass(frozen=True)
 class Source:
     """How to reproduce a run or a record, and where to look it up."""
 
@@ -302,6 +320,7 @@ class Report:
     probes: tuple[ProbeRow, ...] = ()
     speed: tuple[SpeedRow, ...] = ()
     ablations: tuple[AblationRow, ...] = ()
+    harness: tuple[HarnessRow, ...] = ()
     sources: tuple[Source, ...] = ()
     missing: tuple[str, ...] = ()
     """What a reader may look for and nothing measured, each with the command that would."""

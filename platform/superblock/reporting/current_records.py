@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from superblock.reporting.benchmarked import is_complete, probed, rank, record_name
 from superblock.reporting.facts import RecordFacts
+from superblock.reporting.harnessed import SCHEMA as HARNESS
+from superblock.reporting.harnessed import limit_of
 
 Problem = Callable[[str], None]
 ABLATION, PROBES = "superblock.ablation/1", "superblock.probes/1"
 
 
 def current(records: Iterable[RecordFacts], problem: Problem) -> tuple[RecordFacts, ...]:
-    """The newest finished record of each suite, and of ablations of each name, oldest first.
+    """The newest finished record of each suite, of ablations of each name, of the harness of each model, oldest first.
 
     A record of the probes holds the tasks and arms that were asked for: of those that it lacks, the next record that has
     them is there too, and `probe_rows` takes each from the first.
@@ -25,7 +27,7 @@ def current(records: Iterable[RecordFacts], problem: Problem) -> tuple[RecordFac
         if _settings(record).get("quick"):
             smoke.append(record_name(record))
         else:
-            suites[record.suite, record.name if record.content["schema"] == ABLATION else ""].append(record)
+            suites[record.suite, _kind(record)].append(record)
     if smoke:
         problem(f"Smoke passes (quick=true), so not shown: {', '.join(sorted(smoke))}")
     found: list[RecordFacts] = []
@@ -35,6 +37,13 @@ def current(records: Iterable[RecordFacts], problem: Problem) -> tuple[RecordFac
         _cases(like, problem)
         found += shown
     return tuple(sorted(found, key=lambda one: (one.started, one.suite, one.name)))
+
+
+def _kind(record: RecordFacts) -> str:
+    """What is told apart within a suite; a part of the harness's examples never stands for all of them."""
+    if record.content["schema"] == HARNESS:
+        return f"{record.content['run']} {limit_of(record)}"
+    return record.name if record.content["schema"] == ABLATION else ""
 
 
 def _settings(record: RecordFacts) -> Mapping[str, object]:

@@ -4,7 +4,7 @@ from superblock.reporting.content import Group, Report, Sliced
 from superblock.reporting.pages import charts
 from superblock.reporting.pages.blocks import Block, Cell, Column, Fold, Gallery, Missing, Picture, Section, Table
 from superblock.reporting.pages.cells import NOTHING, Look, looks, name_cell, runs_of
-from superblock.reporting.pages.numbers import fixed, interval
+from superblock.reporting.pages.numbers import fixed, interval, significant
 
 COMMAND = "python -m platform.benchmark suite=language"
 PACKAGES_DRAWN = 12
@@ -15,8 +15,9 @@ def language(report: Report) -> Section:
     title = "Language: where the bits go"
     lead = "Bits per byte of the test text, by how far into its context a token stands, and by the package that it is from."
     groups = [group for group in report.groups if group.positions or group.packages]
+    harness = _harness(report)
     if not groups:
-        return Section("language", title, lead, (Missing("The language suite was not run.", COMMAND),))
+        return Section("language", title, lead, (Missing("The language suite was not run.", COMMAND), *harness))
     look = looks(report)
     blocks: list[Block] = []
     pictures = [
@@ -34,7 +35,32 @@ def language(report: Report) -> Section:
             blocks.append(Fold(f"{caption}, {len(table.rows)} of them", (table,)))
         else:
             blocks.append(table)
+    blocks += harness
     return Section("language", title, lead, tuple(blocks))
+
+
+def _harness(report: Report) -> list[Block]:
+    """What lm-evaluation-harness measured; nothing where it was not run, for it is an extra."""
+    columns = (
+        Column("task", "name"), Column("metric", "words"), Column("value"), Column("chance"), Column("examples"), Column("run", "words"),
+    )  # fmt: skip
+    rows = tuple(
+        (
+            name_cell(one.task, (one.record,)),
+            Cell(text=one.metric),
+            Cell(text=significant(one.value, 4), sort=one.value, runs=(one.run, one.record),
+                 note="" if one.stderr is None else f"± {significant(one.stderr, 2)}"),
+            Cell(text="" if one.chance is None else fixed(one.chance, 3), sort=one.chance),
+            Cell(text=f"{one.examples:,}", sort=one.examples, tone="" if one.limit is None else "unsure",
+                 note="" if one.limit is None else "a part of the task"),
+            Cell(text=one.run, runs=(one.run,)),
+        )
+        for one in report.harness
+    )  # fmt: skip
+    if not rows:
+        return []
+    table = Table("Tasks of lm-evaluation-harness, with the standard error over their examples", columns, rows)
+    return [table if len(rows) <= PACKAGES_DRAWN else Fold(f"lm-evaluation-harness, {len(rows)} results", (table,))]
 
 
 def _parts(group: Group, which: str) -> tuple[Sliced, ...]:
