@@ -18,7 +18,7 @@ from synthetic_runs import COMMIT, MACHINE, Synthetic, write_history, write_pipe
 
 from superblock.config.report import ReportConfig
 from superblock.config.tracking import TrackingConfig
-from superblock.reporting import collect_store
+from superblock.reporting import collect_store, run_facts
 from superblock.reporting.analysis import analyse
 from superblock.reporting.benchmarked import probe_rows
 from superblock.reporting.collect import collect
@@ -563,3 +563,19 @@ def test_the_harness_is_shown_for_each_model_and_a_part_beside_the_whole() -> No
     ]  # fmt: skip
     assert {(row.metric, row.stderr, row.chance) for row in rows} == {("acc", 0.1, 0.25), ("perplexity", None, None)}
     assert analyse(found, ReportConfig(), None).harness == rows
+
+
+@pytest.mark.parametrize(
+    ("recorded", "shown"),
+    [
+        ("superblock stage=all scale=mini", "superblock run stage=all scale=mini"),
+        ("superblock --multirun stage=mvp1,mvp2", "superblock run --multirun stage=mvp1,mvp2"),
+        ("superblock run stage=mvp1", "superblock run stage=mvp1"),
+        ("superblock run", "superblock run"),
+        ("python -m platform.run stage=mvp1", "python -m platform.run stage=mvp1"),
+        ("", ""),
+    ],
+)
+def test_commands_recorded_without_their_name_get_it(recorded: str, shown: str) -> None:
+    told = run_facts.Told(name="a", status="FINISHED", started=0.0, ended=None, tags={"mlflow.source.name": recorded})
+    assert run_facts.run_facts(told).command == shown

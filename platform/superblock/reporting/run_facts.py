@@ -57,7 +57,7 @@ def run_facts(told: Told) -> RunFacts:
         seed=int(tags["seed"]) if tags.get("seed", "").isdecimal() else 0, suite=tags.get("suite", TRAINING),
         status=told.status, started=told.started, ended=told.ended, fingerprint=tags.get("fingerprint", ""),
         commit=tags.get("mlflow.source.git.commit", ""), dirty=tags.get("git.dirty") == "true",
-        hardware=tags.get("hardware", ""), machine=machine, command=tags.get("mlflow.source.name", ""),
+        hardware=tags.get("hardware", ""), machine=machine, command=_whole(tags.get("mlflow.source.name", "")),
         data_digest=tags.get("data.digest") or str(summary.get("data_digest") or ""), data=told.data,
         mlflow_run_id=told.mlflow_run_id, experiment_id=told.experiment_id,
         superblocks=_superblocks(told.params, summary), lineage=_lineage(told.name, summary), settings=dict(told.params),
@@ -65,6 +65,13 @@ def run_facts(told: Told) -> RunFacts:
         statements=tuple(one for one in _list(told.statements, "outcomes") if isinstance(one, Mapping)),
         prediction=_prediction(summary), samples=told.samples, language=_language(told.language),
     )  # fmt: skip
+
+
+def _whole(command: str) -> str:
+    """The command with its name, which the console script once left out of what it recorded: `superblock stage=mvp1`."""
+    program, _, settings = command.partition(" ")
+    lacks = program == "superblock" and (settings.startswith("--") or "=" in settings.split(" ")[0])
+    return f"{program} run {settings}" if lacks else command
 
 
 def doubts(told: Told) -> list[str]:
