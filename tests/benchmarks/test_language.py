@@ -1,6 +1,8 @@
 """The language suite on finished runs: what it measures is what their own test found, once."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,8 +58,8 @@ def test_other_text_and_longer_contexts(finished_run: Path, superblock: Callable
 
 def test_refusals_in_words(finished_run: Path, superblock: Callable[..., Any]) -> None:
     answer = superblock("benchmark", *WORDS, "language.runs=[mvp9]")
-    assert answer.status == 2
-    assert "there is no run mvp9" in answer.err and "did you mean mvp1?" in answer.err
+    assert answer.status == 2 and f"the newest are {finished_run.name}" in answer.err
+    assert answer.err.startswith("language.runs=[mvp9]: there is no such run; did you mean mvp1?\n")
     answer = superblock("benchmark", *WORDS, "repeats=3")
     assert answer.status == 2 and "has no effect with suite=language" in answer.err
     summary = finished_run / "summary.json"
@@ -65,6 +67,18 @@ def test_refusals_in_words(finished_run: Path, superblock: Callable[..., Any]) -
     (finished_run / "language.json").unlink()
     answer = superblock("benchmark", *WORDS)
     assert answer.status == 1 and "its text has changed since (digest other then" in answer.out
+
+
+@pytest.mark.parametrize("words", [("suite=language", "language.runs=[nope]"), ("suite=harness", "harness.run=nope")])
+def test_a_run_that_is_not_there_is_told_before_torch_is_loaded(tmp_path: Path, words: tuple[str, str]) -> None:
+    code = (
+        "import sys\nfrom superblock.cli.__main__ import main\ntry: main()\n"
+        "finally: print([name for name in ('torch', 'lightning', 'matplotlib', 'transformers') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, "benchmark", "tracking=none", *words]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 2 and answer.stdout.strip() == "[]"
+    assert answer.stderr.startswith(f"{words[1]}: ") and "superblock run stage=mvp1" in answer.stderr
 
 
 def test_without_runs() -> None:

@@ -85,6 +85,8 @@ def test_run(superblock: Callable, override: str) -> None:
         (["generate", "top_p=0"], "top_p=0.0: must be above 0 and at most 1"),
         (["report", "select.scael=mini"], "select.scael=mini: there is no such key; did you mean select.scale?"),
         (["report", "fail_on=regresion"], "fail_on=regresion: must be one of none, regression (did you mean regression?)"),
+        (["report", "select.seeds=1"], "select.seeds=1: must be a list of whole numbers such as [1] or [1,2], at least 0"),
+        (["benchmark", "suite=probes", "probes.tasks=[s6]"], "s5, needle (did you mean s5?)"),
         (["report", "name=../there"], "name=../there: must be letters, digits"),
         (["report", "name=latest"], "name=latest: is taken"),
         (["report", "schedule.install=true"], "schedule.install=True: needs to know when; set schedule.cron"),

@@ -20,7 +20,8 @@ KINDS = {
     "float": "a number",
     "bool": "true or false",
     "str": "a text",
-    "list": "a list such as [a,b]",
+    "list[str]": "a list such as [a,b]",
+    "list[int]": "a list of whole numbers such as [1] or [1,2]",
 }
 WIDTH = 500
 """Longest line of an error; a value may be a whole file."""

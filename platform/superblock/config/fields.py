@@ -10,7 +10,10 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
 from operator import attrgetter
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
+
+SHORT = 3
+"""Signs of a name in which one wrong sign leaves little that is alike, as in s6 for s5."""
 
 
 class ConfigError(ValueError):
@@ -90,7 +93,8 @@ def document(config: type, prefix: str = "") -> Iterator[FieldDoc]:
         if is_dataclass(default):
             yield from document(type(default), f"{key}.")
         else:
-            kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+            name = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+            kind = str(f.type) if get_origin(f.type) is list else name
             yield FieldDoc(key, kind, default, f.metadata["meaning"], f.metadata["limits"].describe())
 
 
@@ -159,8 +163,8 @@ def restore(section: type, values: Mapping[str, Any], key: str) -> Any:
 
 
 def closest(word: object, known: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """The known name most like a misspelt one, as a list of at most one."""
-    return get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    """The known name most like a misspelt one, as a list of at most one; of a short name one sign may be half of it."""
+    return get_close_matches(str(word), list(known), n=1, cutoff=0.5 if len(str(word)) <= SHORT else 0.6)
 
 
 def _show(value: object) -> str:

@@ -34,7 +34,9 @@ class Found:
         return f"{self.run.name} ({', '.join(facts)})"
 
 
-def find_checkpoint(run: str, root: Path | None = None, tracking: TrackingConfig | None = None) -> Found:
+def find_checkpoint(
+    run: str, root: Path | None = None, tracking: TrackingConfig | None = None, *, key: str = "run"
+) -> Found:
     """The newest whole checkpoint of a run, or a promoted model.
 
     Args:
@@ -43,49 +45,50 @@ def find_checkpoint(run: str, root: Path | None = None, tracking: TrackingConfig
             `mvp2-mini@promoted-s3`, `models:/mvp2-tiny/4`.
         root: folder that holds the runs.
         tracking: the store whose registry is asked; by default `mlflow.db` of the current folder.
+        key: what `run` is called in an error.
 
     Raises:
         ConfigError: if there is no such run, or none with a whole checkpoint.
     """
     if (Path(run) / MANIFEST).exists():
-        return _one_checkpoint(Path(run))
+        return _one_checkpoint(Path(run), key)
     skipped: list[str] = []
     if is_address(run) and not Path(run).is_dir():
         promoted = find_address(run, tracking or TrackingConfig(), say=skipped.append, root=root)
         return Found(promoted.checkpoint, read_run(promoted.folder), tuple(skipped), promoted)
-    for folder, record in _candidates(run, root):
+    for folder, record in _candidates(run, root, key):
         checkpoint, broken = newest_whole(folder)
         skipped += [f"{folder / 'checkpoints' / name}: {reason}" for name, reason in broken]
         if checkpoint is not None:
             return Found(checkpoint, record, tuple(skipped))
         skipped.append(f"{folder.name} has no whole checkpoint")
-    raise ConfigError(f"run={run}: {'; '.join(skipped)}; {_advice(root)}")
+    raise ConfigError(f"{key}={run}: {'; '.join(skipped)}; {_advice(root)}")
 
 
-def _one_checkpoint(path: Path) -> Found:
+def _one_checkpoint(path: Path, key: str) -> Found:
     reason = verify(path)
     if reason is not None:
         raise ConfigError(
-            f"run={path}: is not whole: {reason}; give the run's folder to use its newest whole checkpoint"
+            f"{key}={path}: is not whole: {reason}; give the run's folder to use its newest whole checkpoint"
         )
     return Found(path, read_run(path.resolve().parent.parent))
 
 
-def _candidates(run: str, root: Path | None) -> Iterator[tuple[Path, RunRecord | None]]:
+def _candidates(run: str, root: Path | None, key: str) -> Iterator[tuple[Path, RunRecord | None]]:
     """The runs that may be meant, best first."""
     if checkpoints_folder(Path(run)).is_dir():
         yield Path(run), read_run(Path(run))
         return
     runs = list_runs(root)
     if not runs:
-        raise ConfigError(f"run={run}: {_advice(root)}")
+        raise ConfigError(f"{key}={run}: {_advice(root)}")
     if run == "newest":
         yield from ((record.folder, record) for record in runs)
     elif (record := find_run(run, root)) is None:
         known = [name for record in runs for name in (record.name, record.stage)]
         hint = f"; did you mean {close[0]}?" if (close := closest(run, known)) else ""
         raise ConfigError(
-            f"run={run}: there is no such run{hint}\nthe newest are {', '.join(r.name for r in runs[:5])}"
+            f"{key}={run}: there is no such run{hint}\nthe newest are {', '.join(r.name for r in runs[:5])}"
         )
     elif record.name != run and record.stage == run:
         yield from ((record.folder, record) for record in list_runs(root, stage=run))

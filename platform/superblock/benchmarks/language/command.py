@@ -1,18 +1,17 @@
-"""The language suite from configuration to each run's `language.json`."""
+"""The language suite from configuration to each run's `language.json`.
+
+What loads torch is imported once it is known which runs are meant: a misspelt name is answered at once.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from superblock.benchmarks.language.measure import measure
 from superblock.benchmarks.language.screen import curves, packages_table, runs_table, trained_length
 from superblock.benchmarks.screen import Screen
 from superblock.config.benchmark import BenchmarkConfig
 from superblock.config.fields import ConfigError, closest
 from superblock.config.typed import typed
-from superblock.evaluation.finished import open_finished
-from superblock.evaluation.language import read_language, record
-from superblock.evaluation.position_curve import position_curve
 from superblock.tracking.run import Tracker
 from superblock.tracking.runs import RunRecord, find_run, list_runs, runs_root
 from superblock.training.manifest import newest_whole
@@ -31,7 +30,10 @@ def run(config: BenchmarkConfig) -> int:
         ConfigError: if there is no such run.
     """
     screen, found, status = Screen(), [], 0
-    for chosen in _chosen(config):
+    runs = _chosen(config)
+    from superblock.evaluation.language import read_language
+
+    for chosen in runs:
         known = read_language(chosen.folder, config.language.split)
         if _is_enough(known, chosen, config):
             screen.line(f"{chosen.name}: measured already")
@@ -48,6 +50,10 @@ def run(config: BenchmarkConfig) -> int:
 
 def _measure(chosen: RunRecord, config: BenchmarkConfig, say: Say) -> dict[str, Any]:
     """Measures a run and records it; says so if it is not what the run's own test found."""
+    from superblock.benchmarks.language.measure import measure
+    from superblock.evaluation.finished import open_finished
+    from superblock.evaluation.language import record
+
     run = open_finished(chosen, f"language.runs={chosen.name}", threads=config.threads, say=say)
     result = measure(run, config.language.split, config.language.beyond, say=say)
     tested = chosen.summary.get("splits", {}).get(config.language.split, {}).get("bits_per_byte")
@@ -74,12 +80,15 @@ def _chosen(config: BenchmarkConfig) -> list[RunRecord]:
             if run.scale == finished[0].scale:
                 newest.setdefault((run.stage, run.arm, run.seed), run)
         if not newest:
-            raise ConfigError(
-                f"language.runs=[]: there is no finished run with a checkpoint below {runs_root().resolve()}; "
-                f"train one with: {typed('run stage=mvp1')}"
-            )
+            raise ConfigError(f"language.runs=[]: {no_runs()}")
         return sorted(newest.values(), key=lambda run: run.started)
     return [_named(text, finished) for text in config.language.runs]
+
+
+def no_runs() -> str:
+    """What to say where nothing was trained."""
+    folder = runs_root().resolve()
+    return f"there is no finished run with a checkpoint below {folder}; train one with: {typed('run stage=mvp1')}"
 
 
 def _named(text: str, finished: list[RunRecord]) -> RunRecord:
@@ -88,15 +97,18 @@ def _named(text: str, finished: list[RunRecord]) -> RunRecord:
         if known and (run.name == known.name or (known.name != text and run.stage == text)):
             return run
     if known:
-        raise ConfigError(f"language.runs: {known.name} is {known.status.lower()}, or its checkpoint is gone")
+        raise ConfigError(f"language.runs=[{text}]: {known.name} is {known.status.lower()}, or its checkpoint is gone")
     names = [name for run in finished for name in (run.name, run.stage)]
     hint = f"; did you mean {close[0]}?" if (close := closest(text, names)) else ""
-    raise ConfigError(f"language.runs: there is no run {text} below {runs_root().resolve()}{hint}")
+    there = f"the newest are {', '.join(run.name for run in finished[:5])}" if finished else no_runs()
+    raise ConfigError(f"language.runs=[{text}]: there is no such run{hint}\n{there}")
 
 
 def _show(found: Measured, config: BenchmarkConfig, screen: Screen) -> None:
     if not found:
         return
+    from superblock.evaluation.position_curve import position_curve
+
     screen.console.print(runs_table(found))
     if (packages := packages_table(found)) is not None:
         screen.console.print(packages)
