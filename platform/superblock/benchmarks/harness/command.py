@@ -14,13 +14,10 @@ from superblock.benchmarks.screen import Screen
 from superblock.config.benchmark import BenchmarkConfig
 from superblock.config.fields import ConfigError
 from superblock.config.finished import LOCAL_TASKS
-from superblock.evaluation.finished import own_text
 from superblock.generation.find import Found, find_checkpoint
-from superblock.generation.session import load_checkpoint
 from superblock.tracking import provenance
 from superblock.tracking.run import Tracker
-from superblock.training.checkpoint import load_config
-from superblock.training.process import prepare_process
+from superblock.training.manifest import load_config
 
 INSTALL = "pip install -c constraints.txt -e '.[harness]'"
 
@@ -35,7 +32,7 @@ def run(config: BenchmarkConfig) -> int:
         ConfigError: if the harness is not installed, or a run or a task is not there or cannot be loaded.
     """
     began, screen = time.time(), Screen()
-    found = find_checkpoint(config.harness.run, tracking=config.tracking)
+    found = find_checkpoint(config.harness.run, tracking=config.tracking, key="harness.run")
     screen.line(f"harness: {found.describe()}")
     limit = config.harness.limit
     name = config.name or _folder_name(found, limit)
@@ -67,6 +64,8 @@ def _folder_name(found: Found, limit: int | None) -> str:
 
 
 def _make_local(wanted: list[str], found: Found, folder: Path, screen: Screen) -> None:
+    from superblock.evaluation.finished import own_text  # imports torch
+
     key = f"harness.run={found.run.name if found.run else found.checkpoint}"
     digest = found.run.summary.get("data_digest") if found.run else None
     _, corpus = own_text(found.checkpoint, key, digest=digest, say=screen.line)
@@ -84,6 +83,9 @@ def _evaluate(found: Found, config: BenchmarkConfig, local: Path | None, screen:
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         raise ConfigError(f"suite=harness: {missing} is not installed; install it with: {INSTALL}") from None
+    from superblock.generation.session import load_checkpoint
+    from superblock.training.process import prepare_process
+
     prepare_process(config.threads, 1)
     precision = str(load_config(found.checkpoint).get("trainer", {}).get("precision", "fp32"))
     session = load_checkpoint(found.checkpoint)
