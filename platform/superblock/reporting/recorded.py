@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from superblock.config.tracking import TrackingConfig
+from superblock.config.typed import command_line
 from superblock.reporting.content import Report
 from superblock.reporting.files import FILE
 from superblock.tracking.files import read_json, write_json
 from superblock.tracking.identity import stage_color, user
-from superblock.tracking.provenance import command_line
 from superblock.tracking.spool import MAX_TAG, cut
 from superblock.tracking.store import database_path, has_run, open_store, reason_of, store_uri, without_password
 
