@@ -108,10 +108,11 @@ class Task:
     init_std: float = WIDTH**-0.5
     """Standard deviation of the initial weights; larger models have 0.02, which leaves the output gates of one as narrow as
     these nearly shut: then recall is hardly learnt, and state tracking, which needs no more than a few directions, best."""
-    head_dim: int = 32
-    """Width of a head of attention, and of Gated DeltaNet unless `state_dim` says otherwise."""
-    state_dim: int | None = None
-    """Width of keys and values of Gated DeltaNet, whose state is a square matrix of it per head."""
+    key_dim: int = 32
+    """Width of a key of Gated DeltaNet: so many associations fit into a head's state without disturbing each other."""
+    balanced: bool = True
+    """Whether the load of experts is balanced, as in training on text. Moved in every step, the selection goes on changing what a
+    token computes, which a state that is carried through hundreds of tokens does not forgive."""
 
     def sequences(self, draw: Draw) -> int:
         """Sequences of a step of one of `batches`."""

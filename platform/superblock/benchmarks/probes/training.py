@@ -128,10 +128,13 @@ def _step(model: SuperblockModel, optimizer: torch.optim.Optimizer, examples: Ex
     output: ModelOutput = model(ids_BT, None, labels_BT)
     answers = output.losses["next_token"]
     loss = answers.total / answers.count
-    loss.backward()
+    objective = loss + output.losses["router"].total if "router" in output.losses else loss
+    objective.backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    assert output.expert_counts_LE is not None
+    model.balance_experts(output.expert_counts_LE, model.config.moe.balance_rate)
     return float(loss.detach())
 
 
