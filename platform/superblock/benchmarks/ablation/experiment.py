@@ -79,7 +79,7 @@ def carry_out(config: BenchmarkConfig, compose: Compose, experiment: Experiment,
             file, chosen, experiment.common, compose, train, config.tracking, lines, code, machine.fingerprint,
             conclude=experiment.conclude, minutes=config.minutes, needed=needed,
         )  # fmt: skip
-        with _saying_how_to_go_on(screen):
+        with saying_how_to_go_on(screen):
             worker.work()
     return _close(file, experiment, chosen, screen)
 
@@ -122,7 +122,8 @@ def _close(file: RecordFile, experiment: Experiment, chosen: Sequence[Run], scre
 
 
 @contextmanager
-def _saying_how_to_go_on(screen: Screen) -> Iterator[None]:
+def saying_how_to_go_on(screen: Screen) -> Iterator[None]:
+    """A line for whoever stopped an experiment."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):

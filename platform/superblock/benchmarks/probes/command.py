@@ -1,10 +1,9 @@
 """The probes suite from configuration to record: say the plan, do the runs, record, show."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from superblock.benchmarks.ablation.experiment import saying_how_to_go_on
 from superblock.benchmarks.ablation.plan import Compose
 from superblock.benchmarks.ablation.record import Record, RecordFile, finish
 from superblock.benchmarks.ablation.screen import failures
@@ -65,7 +64,7 @@ def run(config: BenchmarkConfig, compose: Compose) -> int:
             say=screen.line,
             minutes=config.minutes,
         )
-        with _saying_how_to_go_on(screen):
+        with saying_how_to_go_on(screen):
             worker.work()
     return _close(file, runs, screen)
 
@@ -114,14 +113,3 @@ def _prepare(config: BenchmarkConfig) -> None:
     from superblock.training.process import prepare_process
 
     prepare_process(config.threads, 1)
-
-
-@contextmanager
-def _saying_how_to_go_on(screen: Screen) -> Iterator[None]:
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        screen.line(
-            "stopped; what has finished is recorded, the run that was stopped begins again. To go on: the same command"
-        )
-        raise
