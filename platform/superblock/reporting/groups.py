@@ -124,8 +124,9 @@ def _predicted(runs: Sequence[RunFacts], machine: str | None) -> Iterator[Predic
                 b: over_seeds((run.seed, run.prediction[name][b]) for run in known) for b in ("value", "low", "high")
             }
             came = over_seeds((run.seed, run.results[result]) for run in known)
-            inside = sum(low <= one <= high for low, one, high in zip(bounds["low"], came, bounds["high"], strict=True))
-            yield Predicted(name, *(fmean(one) for one in bounds.values()), fmean(came), inside, len(came))
+            inside = sum(lo <= one <= hi for lo, one, hi in zip(bounds["low"], came, bounds["high"], strict=True))
+            value, low, high = map(fmean, bounds.values())
+            yield Predicted(name, value, low, high, fmean(came), inside, len(came))
 
 
 def _exits(runs: Sequence[RunFacts], machine: str | None) -> Iterator[ExitPoint]:
