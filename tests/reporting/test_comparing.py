@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import BITS, MEMORY, SPEED, group, history
 
-from superblock.reporting.comparing import compare, verdict
-from superblock.reporting.content import Change, Group
+from superblock.reporting.comparing import compare, same_runs, verdict
+from superblock.reporting.content import Change, Group, Measure
 from superblock.reporting.history import histories
 
 SEEDS = (0.004, -0.006, 0.001)
@@ -31,8 +31,20 @@ BASE = groups(spread=(0, 0, 0))
 
 
 def only(before: dict[str, Group], after: dict[str, Group]) -> Change:
-    (change,) = compare(before, after)
+    (change,) = compare(before, again(after))
     return change
+
+
+def again(groups: dict[str, Group]) -> dict[str, Group]:
+    """The same numbers, measured by other runs."""
+
+    def renamed(one: Measure) -> Measure:
+        return replace(one, values=tuple(replace(value, run=f"{value.run}-again") for value in one.values))
+
+    return {
+        key: replace(one, measures={name: renamed(measure) for name, measure in one.measures.items()})
+        for key, one in groups.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -64,9 +76,35 @@ def test_exactly_the_minimum_effect_is_caught() -> None:
     assert only(BASE, groups(0.01, (-0.0001, -0.0002, -0.0003))).verdict == "regressed"
 
 
-def test_the_same_runs_are_unchanged() -> None:
+def test_equal_numbers_of_other_runs_are_unchanged() -> None:
     change = only(BASE, BASE)
     assert (change.verdict, change.relative, change.low, change.high, change.p) == ("unchanged", 0, 0, 0, 1)
+
+
+def test_the_same_runs_are_no_comparison() -> None:
+    """They count neither as unchanged nor in Holm's correction, and the line says how many there are."""
+    spread = (0.002, -0.0012, -0.0008)
+    others = {f"mini/s{i}/default": group({BITS: SEEDS}, stage=f"s{i}") for i in range(11)}
+    before, after = {**BASE, **others}, {**again(groups(0.012, spread)), **others}
+    (change,) = compare(before, after)
+    assert change.verdict == "regressed" and change.p == change.p_adjusted and "correction" not in change.words
+    same = same_runs(before, after)
+    assert same == tuple(others)
+    assert verdict([change], same=len(same))[1].endswith(
+        "; 11 groups of the baseline's own runs, which are not compared with themselves."
+    )
+    assert compare(others, others) == () and verdict([], same=1)[0] == "unchanged"
+    one = others["mini/s0/default"]
+    retested = replace(one, measures={**one.measures, **groups(0.012)["mini/mvp1/default"].measures})
+    assert len(compare({one.key: one}, {one.key: retested})) == 1 and not same_runs({one.key: one}, {one.key: retested})
+    longer = group({BITS: (*SEEDS, 0.002)}, stage="s0")
+    assert len(compare({one.key: one}, {one.key: longer})) == 1
+
+
+def test_p_values_have_a_floor() -> None:
+    """No p of three seeds is known to thirty digits."""
+    sure = only(BASE, groups(0.02, (0, 0, 0)))
+    assert sure.p is not None and sure.p < 1e-4 and sure.words.endswith("; p < 0.001")
 
 
 def test_noise_leaves_it_undecided_and_says_how_many_seeds_would_not() -> None:
@@ -79,7 +117,7 @@ def test_noise_leaves_it_undecided_and_says_how_many_seeds_would_not() -> None:
 
 
 def test_equal_runs_where_every_change_counts() -> None:
-    (change,) = compare(BASE, BASE, effects={"quality": 0.0, "speed": 0.0, "memory": 0.0})
+    (change,) = compare(BASE, again(BASE), effects={"quality": 0.0, "speed": 0.0, "memory": 0.0})
     assert change.verdict == "undecided" and "equal on average" in change.words and "differ" not in change.words
 
 
@@ -139,7 +177,7 @@ def test_new_and_missing() -> None:
         "mini/mvp1/default": group({BITS: SEEDS, SPEED: SEEDS}),
         "mini/mvp2/default": group({BITS: SEEDS}, stage="mvp2"),
     }
-    found = {(change.group, change.metric): change.verdict for change in compare(before, after)}
+    found = {(change.group, change.metric): change.verdict for change in compare(before, again(after))}
     assert found == {
         ("mini/mvp1/default", BITS): "unchanged", ("mini/mvp1/default", SPEED): "new",
         ("mini/mvp2/default", BITS): "new", ("mini/mvp3/default", BITS): "missing",
@@ -173,14 +211,33 @@ def test_more_comparisons_ask_for_more() -> None:
 def test_one_line() -> None:
     regressed, improved = only(BASE, groups(0.012)), only(groups(metric=SPEED), groups(0.1, metric=SPEED))
     undecided, few = only(BASE, groups(0.012, (0.006, -0.004, -0.002))), only(BASE, groups(0.0, SMALL[:2]))
+
+    def ends(change: Change, digits: int) -> str:
+        assert change.low is not None and change.high is not None
+        return f"{100 * change.low:+.{digits}f}, {100 * change.high:+.{digits}f}"
+
     assert verdict([improved, regressed]) == (
-        "regressed", "Regressed: bits per byte of mini/mvp1/default +1.20 %; improved: training speed of mini/mvp1/default +10.0 %.",
+        "regressed", f"bits per byte of mvp1 at mini, +1.20 % [{ends(regressed, 2)}]; improved: training speed of mvp1 at mini, +10.0 % [{ends(improved, 1)}].",
     )  # fmt: skip
     assert verdict([improved, undecided])[0] == "improved" and verdict([undecided, only(BASE, BASE)])[0] == "undecided"
-    assert verdict([only(BASE, BASE), few]) == ("unchanged", "1 unchanged; 1 not enough seeds.")
-    assert verdict([few])[0] == "not enough seeds" and verdict([]) == ("new", "Nothing to compare with.")
+    assert verdict([only(BASE, BASE), few]) == ("unchanged", "1 number; 1 with not enough seeds.")
+    assert verdict([few])[0] == "not enough seeds" and verdict([]) == ("new", "nothing to compare with.")
     past = histories(history(SPEED, [0.0] * 6 + [-0.1] * 4))
     assert verdict([improved], past)[0] == "regressed" and "in its history" in verdict([], past)[1]
+
+
+def test_what_is_missing_is_named() -> None:
+    """It is no `unchanged`: a number that cannot be looked at may be any."""
+    gone = {**BASE, "mini/mvp3/wide": replace(group({BITS: SEEDS}, stage="mvp3"), arm="wide", key="mini/mvp3/wide")}
+    changes = compare(gone, again(BASE))
+    assert verdict(changes) == (
+        "missing",
+        "1 number of the baseline: bits per byte of mvp3 at mini (wide); 1 unchanged.",
+    )
+    word, words = verdict([only(BASE, groups(0.012)), *changes])
+    assert (
+        word == "regressed" and "; 1 number of the baseline is missing: bits per byte of mvp3 at mini (wide)" in words
+    )
 
 
 @given(
@@ -188,7 +245,7 @@ def test_one_line() -> None:
 )
 def test_exchanging_before_and_after(levels: list[float], moves: list[float]) -> None:
     here, there = group({BITS: levels}), group({BITS: [a + b for a, b in zip(levels, moves, strict=False)]})
-    (forth,), (back,) = compare({"g": here}, {"g": there}), compare({"g": there}, {"g": here})
+    (forth,), (back,) = compare({"g": here}, again({"g": there})), compare({"g": there}, again({"g": here}))
     assert forth.relative is not None and back.relative is not None
     assert (1 + forth.relative) * (1 + back.relative) == pytest.approx(1)
     opposite = {"regressed": "improved", "improved": "regressed"}

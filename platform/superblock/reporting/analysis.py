@@ -59,15 +59,20 @@ def analyse(
         [*(run for run, _ in gone), *_of_configurations(facts.runs, chosen)], effects=effects,
         known_until=baseline.time if baseline else None,
     )  # fmt: skip
-    changes = comparing.compare(_newest_of_each(baseline.groups), current, effects=effects) if baseline else ()
+    before = _newest_of_each(baseline.groups) if baseline else {}
+    changes = comparing.compare(before, current, effects=effects) if baseline else ()
+    same = comparing.same_runs(before, current)
     alarmed = any(history.alarm for history in past)
     verdict, words = (
-        comparing.verdict(changes, past) if baseline or alarmed else stages.verdict(list(current.values()), without)
+        comparing.verdict(changes, past, len(same))
+        if baseline or alarmed
+        else stages.verdict(list(current.values()), without)
     )
     report = Report(
         name="", title=config.title or _title(groups), time=_time(facts, counted), verdict=verdict, verdict_words=words,
         source=facts.source, baseline=baseline.name if baseline else None,
-        no_baseline=None if baseline else without, changes=changes, histories=past, groups=groups,
+        no_baseline=None if baseline else without, changes=changes, same_runs=same, histories=past,
+        groups=groups,
         probes=probe_rows(facts.records), speed=speed_rows(facts.records), ablations=ablation_rows(facts.records),
         harness=harness_rows(facts.records),
         sources=sources(_named(facts.runs, counted, past), facts.records, [source for _, source in gone]),

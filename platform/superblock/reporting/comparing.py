@@ -18,7 +18,8 @@ whose mean is below half of e (to first order). With three seeds and a dozen com
 is then the usual answer unless runs repeat well. Rates are measured by tests/reporting/detection_rates.py.
 
 Only the metrics of `COMPARED` are compared: perplexity is a function of bits per byte, and the share of the matmul limit
-is speed again; repeating them would correct for comparisons that are none. A report shows their values beside.
+is speed again; repeating them would correct for comparisons that are none. A report shows their values beside. Nor are the
+very same runs compared with themselves: they would always be `unchanged`, and the others would pay for it in Holm's count.
 """
 
 import math
@@ -30,10 +31,23 @@ from statistics import fmean, stdev
 from superblock.evaluation.statistics import holm, paired_interval, paired_p_value, values_needed
 from superblock.reporting.content import MINIMUM_SEEDS, Change, Group, History, Measure, Verdict
 from superblock.reporting.metrics import COMPARED, METRICS, MINIMUM_EFFECT, Kind, Metric
-from superblock.reporting.phrases import change_words, is_worse, percent, share
+from superblock.reporting.phrases import (
+    change_words,
+    group_words,
+    is_worse,
+    p_words,
+    percent,
+    percent_interval,
+    plural,
+    share,
+)
 from superblock.reporting.selection import differing
 
 LEVEL = 0.05
+ORDER: tuple[Verdict, ...] = (
+    "regressed", "improved", "undecided", "missing", "unchanged", "not enough seeds", "not comparable", "new",
+)  # fmt: skip
+"""What a line calls several verdicts: the first of these that is among them."""
 MOST_SEEDS = 100
 """More than that are not proposed."""
 LONGEST = 120
@@ -51,7 +65,7 @@ def compare(
         effects: smallest relative change that counts, by kind.
 
     Returns:
-        Changes in the order of `after`, then those that only `before` has.
+        Changes in the order of `after`, then those that only `before` has; none where both are the very same runs.
     """
     cases = list(_cases(before, after))
     p_values = {
@@ -63,39 +77,65 @@ def compare(
     return tuple(_change(case, p_values, adjusted, effects[case.metric.kind]) for case in cases)
 
 
-def verdict(changes: Sequence[Change], alarms: Sequence[History] = ()) -> tuple[Verdict, str]:
+def same_runs(before: Mapping[str, Group], after: Mapping[str, Group]) -> tuple[str, ...]:
+    """Keys of the groups of `after` of which every compared number is of the baseline's own runs."""
+    found = []
+    for key, old, new in _matched(before, after):
+        if old is None or new is None:
+            continue
+        pairs = [(old.measures.get(name), new.measures.get(name)) for name in COMPARED]
+        known = [pair for pair in pairs if pair != (None, None)]
+        if known and all(_same(*pair) for pair in known):
+            found.append(key)
+    return tuple(found)
+
+
+def verdict(changes: Sequence[Change], alarms: Sequence[History] = (), same: int = 0) -> tuple[Verdict, str]:
     """All changes in one line: regressed if anything did, else improved if anything did, else the least certain of the rest.
 
     Args:
         changes: of `compare`.
         alarms: histories; only those with an alarm count, as regressions.
+        same: how many groups are the baseline's own runs.
+
+    Returns:
+        The verdict, and what stands behind it and a colon: it does not say the verdict again.
     """
     by: dict[str, list[str]] = defaultdict(list)
     for change in changes:
-        by[change.verdict].append(_named(change.group, change.metric, change.relative))
+        by[change.verdict].append(_named(change.group, change.metric, change.relative, change.low, change.high))
     for history in alarms:
         if history.alarm:
             by["alarm"].append(f"{_named(history.group, history.metric, history.relative)} in its history")
-    order: tuple[Verdict, ...] = (
-        "regressed", "improved", "undecided", "unchanged", "not enough seeds", "not comparable", "missing", "new",
-    )  # fmt: skip
-    found: Verdict = "regressed" if by["alarm"] else next((word for word in order if by[word]), "new")
-    if not any(by.values()):
-        return found, "Nothing to compare with."
-    parts = [f"{word}: {_listed(by[word])}" for word in ("regressed", "improved") if by[word]]
-    parts += [f"alarm: {_listed(by['alarm'])}"] if by["alarm"] else []
-    parts += [f"{len(by[word])} {word}" for word in order[2:] if by[word]]
-    line = "; ".join(parts)
-    return found, f"{line[0].upper()}{line[1:]}."
+    found: Verdict = "regressed" if by["alarm"] else next((word for word in ORDER if by[word]), "new")
+    parts = [_part(word, by[word], found) for word in ("regressed", "improved", "alarm", *ORDER[2:]) if by[word]]
+    if same:
+        found = found if parts else "unchanged"
+        parts.append(f"{plural(same, 'group')} of the baseline's own runs, which are not compared with themselves")
+    return (found, f"{'; '.join(parts)}.") if parts else (found, "nothing to compare with.")
+
+
+def _part(word: str, names: list[str], found: Verdict) -> str:
+    """What came out as one verdict: by name where it asks for attention, else as a number."""
+    numbers = plural(len(names), "number")
+    if word == "missing":
+        is_missing = "" if word == found else (" is missing" if len(names) == 1 else " are missing")
+        return f"{numbers} of the baseline{is_missing}: {_listed(names)}"
+    if word in ("regressed", "improved", "alarm"):
+        return _listed(names) if word == found else f"{word}: {_listed(names)}"
+    if word == found:
+        return numbers
+    return f"{len(names)} {'with ' if word == 'not enough seeds' else ''}{word}"
 
 
 def _listed(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _named(group: str, metric: str, relative: float | None) -> str:
+def _named(group: str, metric: str, relative: float | None, low: float | None = None, high: float | None = None) -> str:
     known = METRICS[metric]
-    return f"{known.label} of {group}" + (f" {percent(relative, known)}" if relative is not None else "")
+    moved = "" if relative is None else f", {percent_interval(relative, low, high, known)}"
+    return f"{known.label} of {group_words(group)}{moved}"
 
 
 @dataclass(frozen=True)
@@ -120,6 +160,14 @@ class _Case:
 
 
 def _cases(before: Mapping[str, Group], after: Mapping[str, Group]) -> Iterator[_Case]:
+    for key, old, new in _matched(before, after):
+        yield from _metrics(key, old, new)
+
+
+def _matched(
+    before: Mapping[str, Group], after: Mapping[str, Group]
+) -> Iterator[tuple[str, Group | None, Group | None]]:
+    """Groups of one scale, stage, arm and text; where there is no such text, of the other one, to say so."""
     old = {_identity(group): group for group in before.values()}
     here = {_identity(group) for group in after.values()}
     other_text = {name[:3]: group for name, group in old.items() if name not in here}
@@ -127,10 +175,10 @@ def _cases(before: Mapping[str, Group], after: Mapping[str, Group]) -> Iterator[
     for key, group in after.items():
         same = old.get(_identity(group)) or other_text.get(_identity(group)[:3])
         met.add(_identity(same or group))
-        yield from _metrics(key, same, group)
+        yield key, same, group
     for key, group in before.items():
         if _identity(group) not in met:
-            yield from _metrics(key, group, None)
+            yield key, group, None
 
 
 def _identity(group: Group) -> tuple[str, str, str, str]:
@@ -141,13 +189,18 @@ def _metrics(key: str, before: Group | None, after: Group | None) -> Iterator[_C
     for name in COMPARED:
         metric = METRICS[name]
         old, new = (group.measures.get(name) if group else None for group in (before, after))
-        if old is None and new is None:
+        if (old is None and new is None) or _same(old, new):
             continue
         pairs = list(_pairs(old, new)) if old and new else []
         obstacle = _obstacle(before, after, metric, pairs) if before and after else ""
         logs = ([], []) if obstacle else ([math.log(a) for a, _ in pairs], [math.log(b) for _, b in pairs])
         remark = _remark(before, after, metric) if before and after else ""
         yield _Case(key, metric, old, new, obstacle, *logs, remark)
+
+
+def _same(before: Measure | None, after: Measure | None) -> bool:
+    """Whether both are what the same runs measured, once."""
+    return before is not None and after is not None and set(before.values) == set(after.values)
 
 
 def _pairs(before: Measure, after: Measure) -> Iterator[tuple[float, float]]:
@@ -217,9 +270,7 @@ def _judge(
         return "not enough seeds", f"{seen}{len(differences)} of {MINIMUM_SEEDS} seeds that a verdict needs are in both"
     said = f"{change_words(mean, low, high, case.metric)} over {len(differences)} seeds"
     sure, within = p_adjusted < LEVEL, -effect < low and high < effect
-    corrected = f"p = {p_adjusted:.2g}" + (
-        f" after correction for {comparisons} comparisons" if comparisons > 1 else ""
-    )
+    corrected = p_words(p_adjusted) + (f" after correction for {comparisons} comparisons" if comparisons > 1 else "")
     if within:
         return "unchanged", f"{said}: " + (
             "a change, but less" if sure else "less"

@@ -308,13 +308,15 @@ class Report:
     """When the newest of its runs and records ended, seconds since 1970."""
     verdict: Verdict
     verdict_words: str
-    """One line."""
+    """One line, to be read behind the verdict and a colon."""
     source: str
     baseline: str | None
     """Name of the report that this one is compared with."""
     no_baseline: NoBaseline | None = None
     """Why there is none; None if there is one."""
     changes: tuple[Change, ...] = ()
+    same_runs: tuple[str, ...] = ()
+    """Groups that are the baseline's own runs, which are not compared with themselves."""
     histories: tuple[History, ...] = ()
     groups: tuple[Group, ...] = ()
     probes: tuple[ProbeRow, ...] = ()

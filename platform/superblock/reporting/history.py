@@ -28,7 +28,7 @@ from superblock.reporting.content import History, Point
 from superblock.reporting.facts import RunFacts
 from superblock.reporting.metrics import COMPARED, METRICS, MINIMUM_EFFECT, Kind, Metric
 from superblock.reporting.occasions import points
-from superblock.reporting.phrases import change_words, date, is_worse, percent, share
+from superblock.reporting.phrases import change_words, date, is_worse, p_words, percent, share
 from superblock.reporting.selection import conflict, differing, recorded
 
 
@@ -134,7 +134,7 @@ def _shift_words(shift: Shift, first: Point, metric: Metric) -> str:
     moved = change_words(math.expm1(shift.size), math.expm1(shift.low), math.expm1(shift.high), metric)
     steps = f", in {shift.steps} steps" if shift.steps > 1 else ""
     commit = f"commit {first.commit[:8]}" if first.commit else "an unknown commit"
-    return f"{moved} since {date(first.time)}, {commit}{steps}; p = {shift.p:.2g}"
+    return f"{moved} since {date(first.time)}, {commit}{steps}; {p_words(shift.p)}"
 
 
 def _quiet_words(logs: Sequence[float], found: Fit | None, metric: Metric, effect: float) -> str:

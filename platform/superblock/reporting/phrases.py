@@ -30,6 +30,33 @@ def change_words(relative: float, low: float | None, high: float | None, metric:
     return f"{percent(relative, metric)} ({percent(low, metric)} to {percent(high, metric)})"
 
 
+def percent_interval(relative: float, low: float | None, high: float | None, metric: Metric) -> str:
+    """`+1.24 % [+0.98, +1.50]`; without the interval where there is none."""
+    if low is None or high is None:
+        return percent(relative, metric)
+    ends = (percent(end, metric).removesuffix(" %") for end in (low, high))
+    return f"{percent(relative, metric)} [{', '.join(ends)}]"
+
+
+def p_words(p: float) -> str:
+    """`p = 0.012`; below a thousandth its digits say nothing."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def group_words(key: str) -> str:
+    """A group's key as people say it: `mvp2 at mini` for `mini/mvp2/default`, what else it has in brackets."""
+    scale, stage, arm, *rest = [*key.split("/", 3), "", ""][:4]
+    if not stage:
+        return key
+    further = ", ".join(part for part in ("" if arm == "default" else arm, *rest) if part)
+    return f"{stage} at {scale}" + (f" ({further})" if further else "")
+
+
 def bounded(logarithm: float) -> float | None:
     """The relative change of a difference of logarithms; None for an unbounded one."""
     return math.expm1(logarithm) if math.isfinite(logarithm) else None

@@ -8,6 +8,7 @@ from superblock.reporting.pages.blocks import Cell, Tone
 from superblock.reporting.pages.escaping import anchor
 from superblock.reporting.pages.numbers import count, fixed, interval, metric_interval, metric_text, prefixed
 from superblock.reporting.pages.pictures import colour_of
+from superblock.reporting.phrases import plural as plural
 
 VERDICTS: dict[str, tuple[str, Tone]] = {
     "improved": ("▲", "good"),
@@ -124,10 +125,6 @@ def seeds(measure: Measure | None) -> str:
     if measure is None:
         return ""
     return plural(len({value.seed for value in measure.values}), "seed")
-
-
-def plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def source_link(names: Sequence[str], known: Mapping[str, object]) -> str:

@@ -28,6 +28,7 @@ from superblock.reporting.pages.numbers import (
     probability,
 )
 from superblock.reporting.pages.pictures import BAD, GOOD, colour_of
+from superblock.reporting.phrases import group_words
 
 ORDER = ("regressed", "improved", "undecided", "not comparable", "not enough seeds", "missing", "new", "unchanged")
 WITHOUT: dict[NoBaseline, tuple[str, str]] = {
@@ -62,6 +63,10 @@ def changes(report: Report) -> Section:
     )
     if report.baseline is None:
         return Section("changes", title, lead, (Missing(*WITHOUT[report.no_baseline or "none earlier"]),))
+    same = len(report.same_runs)
+    alone = f"{plural(same, 'group')} {'is' if same == 1 else 'are'} the very same runs as in the baseline; they are not compared with themselves."
+    if not report.changes and same:
+        return Section("changes", title, lead, (Words(alone),))
     if not report.changes:
         text = "No number is in both this report and the baseline. A report of the same stages and scale would compare."
         return Section("changes", title, lead, (Missing(text, "python -m platform.report select.scale=mini"),))
@@ -69,6 +74,8 @@ def changes(report: Report) -> Section:
     steady = [change for change in ordered if change.verdict == "unchanged"]
     eventful = [change for change in ordered if change.verdict != "unchanged"]
     blocks: list[Block] = [_table(report, eventful)] if eventful else [Words("Nothing changed beyond chance.")]
+    if same:
+        blocks.append(Words(alone))
     if steady:
         blocks.append(Fold(f"{plural(len(steady), 'comparison')} without a change", (_table(report, steady),)))
     drawn = [change for change in ordered if change.relative is not None]
@@ -79,7 +86,7 @@ def changes(report: Report) -> Section:
 
 def _group_name(report: Report, key: str) -> str:
     look = looks(report)
-    return look[key].name if key in look else key
+    return look[key].name if key in look else group_words(key)
 
 
 def _table(report: Report, ordered: list[Change]) -> Table:
