@@ -46,6 +46,7 @@ def record(report: Report, folder: Path, config: TrackingConfig, *, say: Callabl
     noted = read_json(note).get(report.name)
     if isinstance(noted, dict) and {**noted, **known} == noted and _still_there(uri, noted.get("run")):
         return
+    began = time.monotonic()
     try:
         client, experiment_id = open_store(uri, config.experiment)
         run_id = _record_once(client, experiment_id, report, pages, known)
@@ -54,7 +55,7 @@ def record(report: Report, folder: Path, config: TrackingConfig, *, say: Callabl
         return
     with suppress(OSError):
         write_json(note, {**read_json(note), report.name: {**known, "run": run_id}})
-    say(f"recorded in MLflow: run {report.name} of experiment {config.experiment}")
+    say(f"recorded in MLflow: run {report.name} of experiment {config.experiment}  ({time.monotonic() - began:.1f} s)")
 
 
 def tags(report: Report) -> dict[str, str]:
