@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_runs import COMMIT, MACHINE, Synthetic, write_history, write_pipeline, write_probes, write_run
 
-from superblock.config.report import ReportConfig
+from superblock.config.report import ReportConfig, SelectConfig
 from superblock.config.tracking import TrackingConfig
 from superblock.reporting import collect_store, run_facts
 from superblock.reporting.analysis import analyse
@@ -211,6 +211,21 @@ def test_what_was_asked_for_is_selected() -> None:
     assert seen(scale="small") == set()
 
 
+@pytest.mark.parametrize(
+    ("select", "words"),
+    [
+        ({"scale": "mni"}, "there are finished runs of scale mini; stages mvp1, mvp2 (did you mean mini?)"),
+        ({"stages": ["mvp9"]}, "there are finished runs of scale mini; stages mvp1, mvp2 (did you mean mvp2?)"),
+        ({"seeds": [7]}, "there are finished runs of scale mini; stages mvp1, mvp2; seeds 1, 2"),
+        ({"stages": ["mvp1"]}, ""),
+    ],
+)
+def test_where_nothing_is_asked_for_it_is_told_what_there_is(select: dict[str, Any], words: str) -> None:
+    write_pipeline(RUNS, seeds=[1, 2], stages=["mvp1", "mvp2"])
+    found = facts(select=SelectConfig(**select))
+    assert found.others == words and bool(found.runs) == (words == "")
+
+
 def test_runs_of_benchmarks_are_no_stages() -> None:
     folder = write_run(RUNS, Synthetic())
     spool = Spool(folder)
@@ -398,8 +413,6 @@ def test_a_store_that_is_not_there_is_told_only_where_it_was_asked_for() -> None
     assert facts(source="auto").problems == ()
     assert "mlflow.db is not there" in facts(source="mlflow").problems[0]
     assert not Path("mlflow.db").exists()
-    nowhere = TrackingConfig(store="none")
-    assert "no store to read" in facts(source="mlflow", tracking=nowhere).problems[0]
 
 
 @pytest.mark.parametrize("content", [b"not a database at all, but long enough to look at" * 40, b""])

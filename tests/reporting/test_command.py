@@ -199,7 +199,38 @@ def test_nothing_to_report(reporting: Reporting, tmp_path: Path) -> None:
     status, said = reporting("select.scale=tiny", "select.stages=[mvp1]")
     assert status == command.NOTHING
     assert "nothing to report: no finished run of scale tiny; stages mvp1" in said
-    assert [path.name for path in (tmp_path / "reports").iterdir() if not path.name.startswith(".")] == []
+    assert said[-1] == "Next\n  superblock run stage=mvp1 scale=mini"
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_selection_of_nothing_names_what_there_is(reporting: Reporting, runs: Path, plain: list[str]) -> None:
+    status, said = reporting("select.scale=mni")
+    assert status == command.NOTHING and "stages mvp1, mvp2 (did you mean mini?)" in said[-1]
+    assert not any("stage=mvp1" in line for line in said)
+    write_probes(Path("runs/benchmarks/probes/probes.json"))
+    status, said = reporting("select.scale=mni")
+    assert status == command.OK
+    assert any(line.startswith("problem: No finished run of scale mni: there are finished runs") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("records=[nope]",), r"records=\[nope\]: there is no such file or folder"),
+        (("source=mlflow", "tracking=none"), "source=mlflow: needs a store to read"),
+        (
+            ("tracking.uri=sqlite:///nowhere/x.db",),
+            "tracking.uri=sqlite:///nowhere/x.db: there is no folder .*/nowhere",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_refused_before_anything_is_written(
+    reporting: Reporting, runs: Path, plain: list[str], words: tuple[str, ...], error: str
+) -> None:
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(ConfigError, match=error):
+        reporting("log=true", *words)
+    assert sorted(Path().rglob("*")) == before and plain == []
 
 
 def test_a_name_that_holds_something_else(reporting: Reporting, runs: Path, plain: list[str]) -> None:

@@ -16,9 +16,10 @@ from superblock.tracking.versions import StoreAway, read_versions
 
 def test_store_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
     assert store_uri(TrackingConfig()) == f"sqlite:///{tmp_path}/mlflow.db"
     assert store_uri(TrackingConfig(uri="sqlite:///sub/other.db")) == f"sqlite:///{tmp_path}/sub/other.db"
-    assert store_uri(TrackingConfig(uri="sqlite:////abs/o.db")) == "sqlite:////abs/o.db"
+    assert store_uri(TrackingConfig(uri="sqlite:////o.db")) == "sqlite:////o.db"
     assert store_uri(TrackingConfig(store="none")) is None
     assert store_uri(TrackingConfig(store="server", uri="http://h:5000/")) == "http://h:5000"
     assert "mlruns" not in artifact_folder(tmp_path / "mlflow.db").parts
@@ -35,6 +36,7 @@ def test_store_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("sqlite", "./mlruns"),
         ("sqlite", "sqlite:///"),
         ("sqlite", "http://h"),
+        ("sqlite", "sqlite:////no/such/folder/x.db"),
     ],
 )
 def test_wrong_addresses(store: str, uri: str | None) -> None:

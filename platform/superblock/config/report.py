@@ -8,6 +8,8 @@ from superblock.config.fields import knob, section
 from superblock.config.tracking import TrackingConfig
 
 REPORT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+RECORDS = "runs/benchmarks"
+"""Where benchmarks leave records, if there were any."""
 RESERVED_NAMES = ("latest", "schedule", "auto", "none", "index.html", "index.md", "baseline.json")
 
 
@@ -79,7 +81,7 @@ class ReportConfig:
     )
     select: SelectConfig = section(SelectConfig, "which runs")
     records: list[str] = knob(
-        lambda: ["runs/benchmarks"], "folders or files with records of benchmarks; the newest of each suite is taken"
+        lambda: [RECORDS], "folders or files with records of benchmarks; the newest of each suite is taken"
     )
     baseline: str = knob("auto", "report to compare with: a name below output, auto for the pinned one, none for none")
     pin: bool = knob(False, "make this report the baseline of later ones")
@@ -102,6 +104,8 @@ class ReportConfig:
             yield "name", f"is taken: {', '.join(RESERVED_NAMES)} have a meaning of their own below output"
         if self.name is not None and self.baseline == self.name:
             yield "baseline", "is what this report is called itself; name another report, or auto or none"
+        if self.source == "mlflow" and self.tracking.store == "none":
+            yield "source", "needs a store to read, and tracking=none has none; leave one of them out"
         if not self.output.strip():
             yield "output", "must name a folder"
         if self.pin and self.schedule.cron is not None:

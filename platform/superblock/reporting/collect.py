@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from superblock.config.fields import closest
 from superblock.config.report import ReportConfig, SelectConfig
 from superblock.reporting.collect_folders import read_folders
 from superblock.reporting.collect_records import read_records
@@ -45,17 +46,15 @@ def collect(config: ReportConfig, *, say: Callable[[str], None]) -> Facts:
         if place and (more or config.source == "mlflow"):
             sources.append(f"MLflow at {place}")
             say(f"{_count(len(more), 'run')}{' more' if config.source == 'auto' else ''} in MLflow at {place}")
-    runs = _chosen(told, config.select, problems)
+    runs, others = _chosen(told, config.select, problems)
     records = read_records(config.records, problems.append)
-    return Facts(runs, records, " and ".join(sources), tuple(problems))
+    return Facts(runs, records, " and ".join(sources), tuple(problems), others)
 
 
 def _from_store(config: ReportConfig, told: Iterable[Told], problems: list[str]) -> tuple[list[Told], str]:
     """The runs that only MLflow has, and where that is; in `auto`, a store that was never made is no problem."""
     uri = store_uri(config.tracking)
     if uri is None:
-        if config.source == "mlflow":
-            problems.append("source=mlflow and tracking=none: there is no store to read")
         return [], ""
     database = database_path(uri)
     place = database.name if database else without_password(uri) or ""
@@ -70,8 +69,9 @@ def _from_store(config: ReportConfig, told: Iterable[Told], problems: list[str])
         return [], place
 
 
-def _chosen(told: Iterable[Told], select: SelectConfig, problems: list[str]) -> tuple[RunFacts, ...]:
-    """The finished runs that were asked for, oldest first; of the others it is told that they are not counted."""
+def _chosen(told: Iterable[Told], select: SelectConfig, problems: list[str]) -> tuple[tuple[RunFacts, ...], str]:
+    """The finished runs that were asked for, oldest first, or else which there are; of the unfinished it is told that
+    they are not counted."""
     found = []
     for one in told:
         try:
@@ -90,7 +90,24 @@ def _chosen(told: Iterable[Told], select: SelectConfig, problems: list[str]) -> 
         problems.append(f"{UNFINISHED.get(status, status)}, so not counted: {_names(names)}")
     counted = [(run, one) for run, one in found if run.status == "FINISHED"]
     problems += [doubt for _, one in counted for doubt in doubts(one)]
-    return tuple(run for run, _ in counted)
+    return tuple(run for run, _ in counted), "" if counted else _others(finished, select)
+
+
+def _others(finished: list[RunFacts], select: SelectConfig) -> str:
+    """Which finished runs there are, where none is what was asked for; empty if there are none at all."""
+    if not finished:
+        return ""
+    hints, words = [], []
+    for name, key, asked in (("scale", "scale", [select.scale] if select.scale else []), ("stages", "stage", select.stages),
+                             ("arms", "arm", select.arms), ("seeds", "seed", select.seeds)):  # fmt: skip
+        there = sorted({str(getattr(run, key)) for run in finished}, key=lambda value: (len(value), value))
+        absent = [value for value in map(str, asked) if value not in there]
+        hints += [close for value in absent for close in closest(value, there) if key != "seed"]
+        if asked or key in ("scale", "stage"):
+            words.append(f"{name} {', '.join(there)}")
+    return f"there are finished runs of {'; '.join(words)}" + (
+        f" (did you mean {' or '.join(hints)}?)" if hints else ""
+    )
 
 
 def _names(names: list[str]) -> str:

@@ -14,13 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from superblock.config.fields import ConfigError
-from superblock.config.report import ReportConfig
+from superblock.config.report import RECORDS, ReportConfig
+from superblock.config.typed import typed
 from superblock.reporting.content import NoBaseline, Report
 from superblock.reporting.facts import Facts
 from superblock.reporting.lock import Busy, only_one
@@ -29,6 +30,7 @@ from superblock.reporting.schedule import due
 from superblock.reporting.schedule.arrange import arrange, folder_of, remove, state_file
 from superblock.reporting.schedule.cron import next_times, parse
 from superblock.reporting.shelf import Shelf, made_folder
+from superblock.tracking.store import store_uri
 
 OK, TRAINING_FAILED, CONFIGURATION, REGRESSION, NOTHING = 0, 1, 2, 3, 4
 GATE_FAILED = 3
@@ -95,6 +97,8 @@ def if_due(config: ReportConfig, *, say: Say, now: Clock) -> int:
 
 def make(config: ReportConfig, *, say: Say) -> int:
     """Trains what comes before the report, if anything does, and makes the report."""
+    check_sources(config)
+    new = not Path(config.output).expanduser().exists()
     output = made_folder(config.output)
     ended = train_before(config.schedule.before, say=say) if config.schedule.before else OK
     problems = [in_words(ended, config.schedule.before)] if ended and config.schedule.before else []
@@ -104,11 +108,27 @@ def make(config: ReportConfig, *, say: Say) -> int:
             report = write(config, Shelf(output), problems, say=say)
     except Busy as busy:
         raise ConfigError(f"output={config.output}: {busy}; wait for it, or give another folder") from None
+    if report is None and new:
+        with suppress(OSError):
+            (output / ".lock").unlink()
+            output.rmdir()
     if report is not None and config.fail_on == "regression" and became_worse(report):
         return REGRESSION
     if ended not in (OK, GATE_FAILED):
         return TRAINING_FAILED
     return OK if report is not None else NOTHING
+
+
+def check_sources(config: ReportConfig) -> None:
+    """Refuses what cannot be read before anything is trained or written.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    store_uri(config.tracking)
+    for place in config.records:
+        if place != RECORDS and not Path(place).exists():
+            raise ConfigError(f"records=[{place}]: there is no such file or folder")
 
 
 def became_worse(report: Report) -> bool:
@@ -137,9 +157,10 @@ def write(config: ReportConfig, shelf: Shelf, problems: list[str], *, say: Say) 
         for problem in (*problems, *facts.problems):
             say(f"  {problem}")
         say(f"nothing to report: no finished run{_selected(config)}")
-        say("Next\n  python -m platform.run stage=mvp1 scale=mini")
+        say(facts.others or f"Next\n  {typed('run stage=mvp1 scale=mini')}")
         return None
-    facts = replace(facts, problems=(*problems, *facts.problems))
+    asked = (f"No finished run{_selected(config)}: {facts.others}",) if facts.others else ()
+    facts = replace(facts, problems=(*problems, *asked, *facts.problems))
     with phase("compared", say) as done:
         report = compare_with(facts, config, shelf, baseline, analyse)
         done(f"with {report.baseline}" if report.baseline else "no baseline")
@@ -254,9 +275,9 @@ def conclude(report: Report, config: ReportConfig, shelf: Shelf, changed: bool, 
     say(f"{shelf.folder / report.name / 'index.html'}{'' if changed else '  (up to date)'}")
     if config.pin:
         say(f"pinned: later reports are compared with {report.name}")
-    say("Next\n  python -m platform.ui")
+    say(f"Next\n  {typed('ui')}")
     if not config.pin and shelf.baseline() is None:
-        say("  python -m platform.report pin=true    # compare later reports with this one")
+        say(f"  {typed('report pin=true')}    # compare later reports with this one")
 
 
 def train_before(text: str, *, say: Say) -> int:

@@ -92,3 +92,5 @@ class Facts:
     """Where they come from, in words."""
     problems: tuple[str, ...] = ()
     """What could not be read, in words."""
+    others: str = ""
+    """The finished runs there are, in words, where none of them is what was asked for."""

@@ -67,7 +67,10 @@ def store_uri(config: TrackingConfig, folder: Path | None = None) -> str | None:
     text = config.uri or "sqlite:///mlflow.db"
     if not text.startswith("sqlite:///") or text == "sqlite:///":
         raise ConfigError(f"tracking.uri={text}: tracking=sqlite needs a file such as sqlite:///mlflow.db")
-    return f"sqlite:///{((folder or Path.cwd()) / text.removeprefix('sqlite:///')).resolve().as_posix()}"
+    file = ((folder or Path.cwd()) / text.removeprefix("sqlite:///")).resolve()
+    if config.uri and not file.parent.is_dir():
+        raise ConfigError(f"tracking.uri={text}: there is no folder {file.parent}; make it, or name another file")
+    return f"sqlite:///{file.as_posix()}"
 
 
 def _postgresql_uri(uri: str | None) -> str:
