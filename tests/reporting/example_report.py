@@ -341,9 +341,9 @@ def histories() -> tuple[History, ...]:
 
 def source(name: str, kind: str = "run", i: int = 0) -> Source:
     command = (
-        f"python -m platform.run stage={name[:4]} scale=mini seed=1"
+        f"superblock run stage={name[:4]} scale=mini seed=1"
         if kind == "run"
-        else f"python -m platform.benchmark suite={name}"
+        else f"superblock benchmark suite={name}"
     )
     return Source(name, kind, command, "17d21898ae20339b4a772ea9f837b1fe897cc629", i == 1, "70033d72b4a43dfe", "2 x AMD EPYC, 24 GiB, no GPU", "562b73a2",  # type: ignore[arg-type]
                   "4fd1c2a9e0b37d55", START + 60 * i, f"/#/experiments/1/runs/{i:032x}" if kind == "run" else None)  # fmt: skip
@@ -361,7 +361,7 @@ def full() -> Report:
         verdict_words="1 of 12 comparisons is worse than the baseline (mvp3 training speed \u22127.1 %), 1 is better (mvp2 bits per byte \u22121.8 %).",
         source="runs", baseline="mini-20261114-9f8e7d", changes=changes(groups), histories=histories(), groups=groups, probes=probes(),
         speed=speed(), ablations=ablations(), harness=harness(), sources=sources,
-        missing=("The tasks of MAD were not run: `python -m platform.benchmark suite=probes probes.tasks=[compress]`.",),
+        missing=("The tasks of MAD were not run: `superblock benchmark suite=probes probes.tasks=[compress]`.",),
         problems=("mvp1-mini-s9-20261120-101010: status.json could not be read",),
     )  # fmt: skip
 

@@ -194,8 +194,8 @@ def test_every_run_can_be_found_and_is_linked(rendered: dict[str, Path]) -> None
 
 
 def test_a_baseline_that_is_missing_is_told(rendered: dict[str, Path]) -> None:
-    assert "python -m platform.report pin=true" in Page((rendered["no_baseline"] / "index.html").read_text()).text
-    assert "python -m platform.report pin=true" in (rendered["no_baseline"] / "report.md").read_text()
+    assert "superblock report pin=true" in Page((rendered["no_baseline"] / "index.html").read_text()).text
+    assert "superblock report pin=true" in (rendered["no_baseline"] / "report.md").read_text()
 
 
 def test_what_was_not_measured_names_its_command(rendered: dict[str, Path]) -> None:
@@ -206,8 +206,8 @@ def test_what_was_not_measured_names_its_command(rendered: dict[str, Path]) -> N
         "suite=speed",
         "suite=language",
         "suite=growth",
-        "platform.run",
-        "platform.generate",
+        "superblock run",
+        "generate run=mvp1",
         "schedule.cron",
     ):
         assert word in page.text
@@ -372,8 +372,8 @@ def test_the_index_lists_the_newest_first_and_marks_the_baseline(tmp_path: Path)
 
 def test_an_empty_index_says_how_to_begin(tmp_path: Path) -> None:
     render_index(tmp_path)
-    assert "python -m platform.report" in (tmp_path / "index.html").read_text()
-    assert "python -m platform.report" in (tmp_path / "index.md").read_text()
+    assert "superblock report" in (tmp_path / "index.html").read_text()
+    assert "superblock report" in (tmp_path / "index.md").read_text()
 
 
 def test_every_rule_of_the_style_closes(rendered: dict[str, Path]) -> None:

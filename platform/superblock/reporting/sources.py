@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from superblock.config.report import SelectConfig
+from superblock.config.typed import stored
 from superblock.reporting.benchmarked import record_name
 from superblock.reporting.content import MINIMUM_SEEDS, Group, Source
 from superblock.reporting.facts import Facts, RecordFacts, RunFacts
@@ -79,11 +80,11 @@ def missing(groups: Mapping[str, Group], facts: Facts, select: SelectConfig) -> 
     if unread := [
         key for key, group in groups.items() if "test/bits_per_byte" in group.measures and not group.positions
     ]:
-        yield f"{', '.join(unread)}: quality by context and by package: python -m platform.benchmark suite=language"
+        yield f"{', '.join(unread)}: quality by context and by package: {stored('benchmark suite=language')}"
     there = {record.suite for record in facts.records}
     for suite, words in SUITES.items():
         if suite not in there:
-            yield f"{words}: no record: python -m platform.benchmark suite={suite}"
+            yield f"{words}: no record: {stored(f'benchmark suite={suite}')}"
 
 
 def _seeds_missing(groups: Mapping[str, Group], select: SelectConfig) -> Iterator[str]:
@@ -111,7 +112,7 @@ def _of_group(group: Group) -> Iterator[str]:
     if untested := [run for run in group.runs if run not in tested]:
         yield f"{group.key}: no test of {_some(untested)}; it comes with a training with evaluation.test=true"
     for run in group.runs_without_statements():
-        yield f"{group.key}: gates of {run}: python -m platform.run resume={run}"
+        yield f"{group.key}: gates of {run}: {stored(f'run resume={run}')}"
     if group.sample is None:
         yield f"{group.key}: samples of text; they come with a training with evaluation.samples above 0"
 
@@ -122,7 +123,7 @@ def _seeds(group: Group) -> set[int]:
 
 def _run(stage: str, scale: str, seeds: Iterable[int]) -> str:
     many = "" if stage == "all" else "--multirun "
-    return f"python -m platform.run {many}stage={stage} scale={scale} seed={','.join(map(str, seeds))}"
+    return stored(f"run {many}stage={stage} scale={scale} seed={','.join(map(str, seeds))}")
 
 
 def remarks(chosen: Sequence[Chosen]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What changed since the baseline, and how numbers developed over time."""
 
+from superblock.config.typed import stored
 from superblock.evaluation.curve import INK
 from superblock.reporting.changepoint import MINIMUM_LENGTH
 from superblock.reporting.content import Change, History, NoBaseline, Report
@@ -35,16 +36,16 @@ WITHOUT: dict[NoBaseline, tuple[str, str]] = {
     "none earlier": (
         "No earlier report is the baseline, so nothing says what is better or worse than before. This has later reports "
         "compared with the present state:",
-        "python -m platform.report pin=true",
+        stored("report pin=true"),
     ),
     "not asked for": (
         "A comparison was not asked for (baseline=none). This compares with the pinned baseline:",
-        "python -m platform.report",
+        stored("report"),
     ),
     "gone": (
         "The baseline is gone or cannot be read, so nothing says what is better or worse than before. This has later "
         "reports compared with the present state:",
-        "python -m platform.report pin=true",
+        stored("report pin=true"),
     ),
 }
 """Why nothing is compared, and what would."""
@@ -69,7 +70,7 @@ def changes(report: Report) -> Section:
         return Section("changes", title, lead, (Words(alone),))
     if not report.changes:
         text = "No number is in both this report and the baseline. A report of the same stages and scale would compare."
-        return Section("changes", title, lead, (Missing(text, "python -m platform.report select.scale=mini"),))
+        return Section("changes", title, lead, (Missing(text, stored("report select.scale=mini")),))
     ordered = sorted(report.changes, key=lambda change: ORDER.index(change.verdict))
     steady = [change for change in ordered if change.verdict == "unchanged"]
     eventful = [change for change in ordered if change.verdict != "unchanged"]
@@ -157,7 +158,7 @@ def history(report: Report) -> Section:
     )
     if not report.histories:
         text = "No configuration was run often enough on one machine to have a history. Scheduled reports make one:"
-        command = "python -m platform.report 'schedule.cron=\"0 6 * * 1\"' schedule.install=true"
+        command = stored("report 'schedule.cron=\"0 6 * * 1\"' schedule.install=true")
         return Section("history", "History", lead, (Missing(text, command),))
     ordered = sorted(report.histories, key=lambda one: (not one.alarm, one.change_at is None))
     drawn = [one for one in ordered if len(one.points) >= MINIMUM_LENGTH][:SHOWN_HISTORIES]

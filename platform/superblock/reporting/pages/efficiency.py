@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
+from superblock.config.typed import stored
 from superblock.reporting.content import Report, SpeedRow
 from superblock.reporting.pages import charts
 from superblock.reporting.pages.blocks import Block, Cell, Column, Gallery, Missing, Picture, Section, Table
@@ -24,7 +25,7 @@ def efficiency(report: Report) -> Section:
     )
     if not report.speed:
         text = "The speed suite was not run."
-        return Section("efficiency", title, lead, (Missing(text, "python -m platform.benchmark suite=speed"),))
+        return Section("efficiency", title, lead, (Missing(text, stored("benchmark suite=speed")),))
     pictures = tuple(filter(None, (_cost(report.speed), _decoding(report.speed))))
     blocks: list[Block] = [Gallery(pictures)] if pictures else []
     blocks.append(_table(report.speed))

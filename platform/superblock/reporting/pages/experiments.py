@@ -1,5 +1,6 @@
 """Ablations: arms of an experiment beside each other, paired by seed."""
 
+from superblock.config.typed import stored
 from superblock.evaluation.curve import INK
 from superblock.reporting.content import AblationRow, Report
 from superblock.reporting.pages import charts
@@ -18,7 +19,7 @@ def ablations(report: Report) -> Section:
     )
     if not report.ablations:
         text = "No ablation is among the records."
-        return Section("ablations", title, lead, (Missing(text, "python -m platform.benchmark suite=growth"),))
+        return Section("ablations", title, lead, (Missing(text, stored("benchmark suite=growth")),))
     blocks: list[Block] = []
     kinds = dict.fromkeys((row.experiment, row.metric) for row in report.ablations)
     for place, (experiment, metric) in enumerate(kinds):

@@ -1,5 +1,6 @@
 """Inside the models: how evenly experts are used, and what each exit is worth."""
 
+from superblock.config.typed import stored
 from superblock.evaluation.curve import INK
 from superblock.reporting.content import ExitPoint, Group, Measure, Report
 from superblock.reporting.pages import charts
@@ -7,7 +8,7 @@ from superblock.reporting.pages.blocks import Block, Cell, Column, Fold, Missing
 from superblock.reporting.pages.cells import Look, looks, measured, name_cell, number
 from superblock.reporting.pages.numbers import fixed
 
-TRAIN = "python -m platform.run stage=mvp4 seed=1,2,3 --multirun"
+TRAIN = stored("run stage=mvp4 seed=1,2,3 --multirun")
 
 
 def experts(report: Report) -> Section:
@@ -20,7 +21,7 @@ def experts(report: Report) -> Section:
     groups = [group for group in report.groups if group.experts]
     if not groups:
         text = "No run recorded how its experts are used."
-        return Section("experts", title, lead, (Missing(text, "python -m platform.run stage=mvp1"),))
+        return Section("experts", title, lead, (Missing(text, stored("run stage=mvp1")),))
     look = looks(report)
     layers = sorted({one.layer for group in groups for one in group.experts})
     values = [

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+from superblock.config.typed import stored
 from superblock.reporting.content import Measure, ProbeRow, Report
 from superblock.reporting.pages import charts
 from superblock.reporting.pages.blocks import Block, Cell, Column, Fold, Gallery, Missing, Picture, Section, Table
@@ -22,7 +23,7 @@ def probes(report: Report) -> Section:
     )
     if not report.probes:
         text = "The probes were not run."
-        return Section("probes", title, lead, (Missing(text, "python -m platform.benchmark suite=probes"),))
+        return Section("probes", title, lead, (Missing(text, stored("benchmark suite=probes")),))
     blocks: list[Block] = [_heat_map(report.probes), _beside_published(report.probes)]
     levels = tuple(filter(None, (_levels(report.probes, task) for task in _tasks(report.probes))))
     if levels:
