@@ -90,7 +90,6 @@ def bands(series: Sequence[Line], x_title: str, y_title: str, references: Sequen
             label=label(one.name),
         )
         axes.plot(x[-1:], [one.dots[-1].y], marker=MARKS[one.mark % len(MARKS)], color=one.colour, markersize=5)
-    _references(axes, references)
     late = [
         value
         for one in series
@@ -100,6 +99,7 @@ def bands(series: Sequence[Line], x_title: str, y_title: str, references: Sequen
     late += [value for _, value in references]
     margin = 0.06 * (max(late) - min(late)) or 0.1
     axes.set_ylim(min(late) - margin, max(late) + margin)  # the first steps would flatten everything after them
+    _references(axes, references)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _tick(x, "count")))
     _finish(axes, x_title, y_title)
     legend(made, axes, 6)
@@ -208,13 +208,17 @@ def _draw(axes: Axes, one: Line) -> None:
 
 
 def _references(axes: Axes, references: Sequence[tuple[str, float]]) -> None:
-    """Lines across, each with its name on it, in turns at the right and the left end so that near ones stay apart."""
-    for i, (name, value) in enumerate(references):
+    """Lines across, each with its name at the right end above it; the lower of two near ones has it below."""
+    for i, (_, value) in enumerate(references):
         colour = REFERENCE_COLOURS[i % len(REFERENCE_COLOURS)]
         axes.axhline(value, color=colour, linewidth=1.1, linestyle=LINES[1 + i % 3])
+    bottom, top = axes.get_ylim()
+    for i, (name, value) in enumerate(references):
+        below = any(0 < other - value < 0.07 * (top - bottom) for _, other in references)
         axes.annotate(
-            label(name), (0.995 if i % 2 == 0 else 0.005, value), xycoords=("axes fraction", "data"), xytext=(0, 2),
-            textcoords="offset points", ha="right" if i % 2 == 0 else "left", va="bottom", color=colour, fontsize=8.5,
+            label(name), (0.995, value), xycoords=("axes fraction", "data"), xytext=(0, -3 if below else 2),
+            textcoords="offset points", ha="right", va="top" if below else "bottom",
+            color=REFERENCE_COLOURS[i % len(REFERENCE_COLOURS)], fontsize=8.5, zorder=5,
         )  # fmt: skip
 
 
