@@ -1,6 +1,7 @@
 """Gates and claims, what the models wrote, and where every number comes from."""
 
 import re
+from collections import Counter, defaultdict
 
 from superblock.reporting.content import Group, Report, Source, Statement
 from superblock.reporting.pages.blocks import (
@@ -23,6 +24,8 @@ SERVER = "http://127.0.0.1:5000"
 """Where `ui` serves, unless it was told otherwise."""
 RUN_PAGE = re.compile(r"/#/[A-Za-z0-9/_-]+")
 GOOD = ("passed", "held")
+COMMAND = re.compile(r"(?:python -m platform\.|superblock )\w+(?: [\w.+/-]+=[^\s`;]+)*")
+"""As a statement's text has it, with its settings."""
 
 
 def gates(report: Report) -> Section:
@@ -42,28 +45,42 @@ def gates(report: Report) -> Section:
         table = _matrix(report, groups, kind, caption)
         if table:
             blocks.append(table)
-    failed = [one for group in groups for one in group.statements if one.kind == "gate" and one.verdict not in GOOD]
-    if failed:
-        blocks.append(Points(tuple(_sentence(one) for one in failed), "bad"))
+    if failed := _grouped(report, groups, "gate"):
+        blocks.append(Points(failed, "bad"))
     else:
         every = "Every gate of every run" if not unread else "Every gate that was measured"
         blocks.append(Words(f"{every} was passed."))
     if unread:
         blocks.append(Points((f"Not held to any gate: {', '.join(unread)}",), "unsure"))
-    open_claims = [
-        one for group in groups for one in group.statements if one.kind == "claim" and one.verdict not in GOOD
-    ]
-    if open_claims:
-        blocks.append(Points(tuple(_sentence(one) for one in open_claims), "unsure"))
+    if claims := _grouped(report, groups, "claim"):
+        blocks.append(Points(claims, "unsure"))
     blocks.append(Fold("Every gate and claim as measured", (_full(report, groups),)))
     return Section("gates", title, lead, tuple(blocks))
 
 
-def _sentence(one: Statement) -> str:
-    sign = verdict(one.verdict).text
-    return (
-        f"{sign}: {one.kind} `{one.name}` of {one.run}: measured {one.measured}; asked for {one.asked}. {one.because}"
-    )
+def _grouped(report: Report, groups: list[Group], kind: str) -> tuple[str, ...]:
+    """A line for each gate or claim and verdict that is not good: in which stages, what the first run measured, a reason for failures."""
+    look = looks(report)
+    found: dict[tuple[str, str], dict[str, list[Statement]]] = defaultdict(lambda: defaultdict(list))
+    for group in groups:
+        for one in group.statements:
+            if one.kind == kind and one.verdict not in GOOD:
+                found[one.name, one.verdict][group.key].append(one)
+    lines = []
+    for (name, word), stages in found.items():
+        runs = {group.key: len({one.run for one in group.statements if one.name == name}) for group in groups}
+        where = ", ".join(
+            f"{look[key].name} ({len(ones)} of {plural(runs[key], 'run')})" for key, ones in stages.items()
+        )
+        first = next(iter(stages.values()))[0]
+        measured = COMMAND.sub(lambda command: f"`{command[0]}`", first.measured)
+        several = sum(map(len, stages.values())) > 1
+        which = f"the first of them, {first.run}, measured" if several else f"{first.run} measured"
+        because = "" if word == "undecided" else f" {first.because}"
+        lines.append(
+            f"{verdict(word).text}: {kind} `{name}` in {where}; {which}: {measured}. Asked for: {first.asked}.{because}"
+        )
+    return tuple(lines)
 
 
 def _matrix(report: Report, groups: list[Group], kind: str, caption: str) -> Table | None:
@@ -80,21 +97,17 @@ def _matrix(report: Report, groups: list[Group], kind: str, caption: str) -> Tab
 
 
 def _share(statements: list[Statement]) -> Cell:
-    """Sign, passed of all; `not asked` where the stage has no such gate."""
+    """Sign, and how many runs came out how; `not asked` where the stage has no such gate."""
     if not statements:
         return Cell(text="not asked", tone="muted")
-    good = sum(one.verdict in GOOD for one in statements)
-    runs = tuple(one.run for one in statements)
-    words = (
-        ""
-        if good == len(statements)
-        else ", ".join(dict.fromkeys(one.verdict for one in statements if one.verdict not in GOOD))
-    )
-    bad = any(one.verdict == "failed" for one in statements)
-    shown = verdict("passed" if good == len(statements) else "failed" if bad else "undecided")
+    counts = Counter(one.verdict for one in statements)
+    good = sum(counts[word] for word in GOOD)
+    shown = verdict("passed" if good == len(statements) else "failed" if counts["failed"] else "undecided")
     sign = shown.text.split()[0]
-    share = good / len(statements)
-    return Cell(text=f"{sign} {good} of {len(statements)}", sort=share, note=words, runs=runs, tone=shown.tone)
+    ordered = sorted(counts, key=lambda word: word not in GOOD)
+    words = f"{good} of {good}" if good == len(statements) else ", ".join(f"{counts[word]} {word}" for word in ordered)
+    runs = tuple(one.run for one in statements)
+    return Cell(text=f"{sign} {words}", sort=good / len(statements), runs=runs, tone=shown.tone)
 
 
 def _full(report: Report, groups: list[Group]) -> Table:
