@@ -8,6 +8,8 @@ from superblock.reporting.pages.numbers import fixed, interval, significant
 
 COMMAND = "python -m platform.benchmark suite=language"
 PACKAGES_DRAWN = 12
+LOOSE = "outside packages"
+"""As the language suite names documents that lie in no folder."""
 
 
 def language(report: Report) -> Section:
@@ -27,7 +29,7 @@ def language(report: Report) -> Section:
     found = tuple(picture for picture in pictures if picture)
     if found:
         blocks.append(Gallery(found))
-    for which, caption in (("positions", "By position in the context"), ("packages", "By package")):
+    for which, caption in (("positions", "By position in the context, in tokens"), ("packages", "By package")):
         table = _table(groups, look, which, caption)
         if table is None:
             blocks.append(Missing(f"{caption}: not measured.", COMMAND))
@@ -86,18 +88,23 @@ def _table(groups: list[Group], look: dict[str, Look], which: str, caption: str)
     for name in names:
         mine = [found[group.key, name] for group in groups if (group.key, name) in found]
         share = mine[0].share
-        runs = runs_of(mine[0].bits_per_byte)
+        runs = runs_of(mine[0].bits_per_byte) if len(groups) == 1 else ()  # of several stages each number has its own
         cells = [_cell(found.get((group.key, name))) for group in groups]
         rows.append(
             (
                 name_cell(name, runs),
-                *([_share(share, runs)] if shared else []),
+                *([_share(share, runs_of(mine[0].bits_per_byte))] if shared else []),
                 *cells,
             )
         )
     share_column = (Column("share of bytes, %"),) if shared else ()
     columns = (Column("part", "name"), *share_column, *(Column(look[group.key].name) for group in groups))
-    return Table(f"{caption}: bits per byte, its interval, and next-token accuracy", columns, tuple(rows))
+    how = f"{caption}: bits per byte, its interval, and next-token accuracy"
+    if which == "packages":
+        how += "; ordered by their share of the text"
+    if LOOSE in names:
+        how += f". {LOOSE[0].upper()}{LOOSE[1:]}: modules of one file each, at the top of the library"
+    return Table(how, columns, tuple(rows))
 
 
 def _share(share: float | None, runs: tuple[str, ...]) -> Cell:
@@ -137,7 +144,8 @@ def _picture(groups: list[Group], look: dict[str, Look], which: str, title: str)
     words = "; ".join(
         f"{line.name}: " + ", ".join(f"{names[int(dot.x)]} {fixed(dot.y, 3)}" for dot in line.dots) for line in series
     )
-    many = "" if which == "positions" else ", the largest first"
+    many = ", in tokens" if which == "positions" else ", ordered by their share of the text"
+    many += f"; {LOOSE}: modules of one file each, at the top of the library" if LOOSE in names else ""
     return Picture(
         f"language-{which}",
         lambda: charts.categories(series, names, title, "bits per byte"),

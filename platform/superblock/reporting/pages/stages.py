@@ -196,33 +196,39 @@ def _against(
 
 def _predicted(report: Report) -> list[Block]:
     look = looks(report)
-    rows = [_prediction(look[group.key].name, group, one) for group in report.groups for one in group.predicted]
-    if not rows:
+    metrics = dict.fromkeys(one.metric for group in report.groups for one in group.predicted)
+    if not metrics:
         command = "python -m platform.run stage=mvp2"
         return [
             Missing(
                 "No prediction was made before these runs; a stage's run makes one from the stages before it.", command
             )
         ]
-    columns = (
-        Column("stage", "name"), Column("what", "words"), Column("predicted"), Column("measured"), Column("inside the interval", "words"),
-    )  # fmt: skip
-    return [Table("Predicted before training, and what came", columns, tuple(rows))]
+    columns = (Column("stage", "name"), *(Column(_prediction_title(metric), "words") for metric in metrics))
+    rows = []
+    for group in report.groups:
+        known = {one.metric: one for one in group.predicted}
+        if known:
+            cells = (_prediction(group, known[metric]) if metric in known else NOTHING for metric in metrics)
+            rows.append((name_cell(look[group.key].name, group.runs), *cells))
+    caption = (
+        "Predicted before training, and what came: below each measured number its prediction, the 80 % interval of that, and how "
+        "many seeds came inside. Seeds without a prediction are left out of the row, also of what was measured"
+    )
+    return [Table(caption, columns, tuple(rows))]
 
 
-def _prediction(name: str, group: Group, one: Predicted) -> tuple[Cell, ...]:
-    title, scale, digits = PREDICTIONS.get(one.metric, (one.metric.replace("_", " "), 1.0, 4))
-    inside = one.inside == one.seeds
-    word = "✓ inside" if inside else "✗ outside" if not one.inside else "~ in part"
-    return (
-        name_cell(name, group.runs),
-        Cell(text=title),
-        Cell(
-            text=fixed(one.value * scale, digits), sort=one.value, runs=group.runs,
-            note=f"[{fixed(one.low * scale, digits)}, {fixed(one.high * scale, digits)}]",
-        ),
-        Cell(text=fixed(one.measured * scale, digits), sort=one.measured, runs=group.runs),
-        Cell(text=word, note=f"{one.inside} of {plural(one.seeds, 'seed')}", tone="good" if inside else "unsure"),
+def _prediction_title(metric: str) -> str:
+    return PREDICTIONS[metric][0] if metric in PREDICTIONS else metric.replace("_", " ")
+
+
+def _prediction(group: Group, one: Predicted) -> Cell:
+    _, scale, digits = PREDICTIONS.get(one.metric, ("", 1.0, 4))
+    bounds = f"[{fixed(one.low * scale, digits)}, {fixed(one.high * scale, digits)}]"
+    return Cell(
+        text=fixed(one.measured * scale, digits), sort=one.measured, runs=group.runs,
+        note=f"{fixed(one.value * scale, digits)} {bounds}, {one.inside} of {one.seeds} inside",
+        tone="good" if one.inside == one.seeds else "unsure",
     )  # fmt: skip
 
 
