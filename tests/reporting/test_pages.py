@@ -13,7 +13,7 @@ from superblock.reporting.changepoint import MINIMUM_LENGTH
 from superblock.reporting.content import Report
 from superblock.reporting.files import write_report
 from superblock.reporting.pages import charts, render, render_index
-from superblock.reporting.pages.blocks import Picture
+from superblock.reporting.pages.blocks import Fold, Picture, Points, Table
 from superblock.reporting.pages.changes import _histories
 from superblock.reporting.pages.escaping import (
     anchor,
@@ -23,8 +23,10 @@ from superblock.reporting.pages.escaping import (
     markdown_fence,
     markdown_words,
 )
+from superblock.reporting.pages.evidence import gates
 from superblock.reporting.pages.experiments import ablations
 from superblock.reporting.pages.inside import exits
+from superblock.reporting.pages.language import language
 from superblock.reporting.pages.numbers import (
     count,
     fixed,
@@ -35,6 +37,7 @@ from superblock.reporting.pages.numbers import (
     significant,
 )
 from superblock.reporting.pages.pictures import COLOURS
+from superblock.reporting.pages.stages import stages
 from superblock.reporting.shelf import Shelf
 
 VOID = {"meta", "link", "br", "img", "hr"}
@@ -255,6 +258,64 @@ def test_runs_that_were_held_to_no_gate_are_named(tmp_path: Path) -> None:
     assert "Every gate of every run was passed." in text and "Not held" not in text
 
 
+def test_claims_that_are_open_take_a_line_each(tmp_path: Path) -> None:
+    """However many stages and runs they concern; with one command, as code, and no reason of what did not fail."""
+    report = example_report.full()
+    groups = tuple(
+        replace(group, statements=tuple(
+            replace(one, verdict="undecided", measured=f"0 of 3 pairs; for another: superblock run stage={group.stage} seed=1 --multirun")
+            if (one.kind, one.seed) in (("claim", 2), ("claim", 3)) else one
+            for one in group.statements
+        ))
+        for group in report.groups
+    )  # fmt: skip
+    section = gates(replace(report, groups=groups))
+    [claims] = [block.items for block in section.blocks if isinstance(block, Points) and block.tone == "unsure"]
+    assert len(claims) == 1 and "Whoever plans" not in claims[0]
+    assert "in mvp1 (2 of 3 runs), mvp2 (2 of 3 runs)" in claims[0]
+    assert claims[0].count("`superblock run stage=mvp1 seed=1`") == claims[0].count("superblock run") == 1
+    [failed] = [block.items for block in section.blocks if isinstance(block, Points) and block.tone == "bad"]
+    assert len(failed) == 1 and "An expert that no token" in failed[0]
+    cells = [table.rows[0][1].text for table in section.blocks if isinstance(table, Table)]
+    assert cells == ["\u2713 3 of 3", "? 1 held, 2 undecided"]
+
+
+def test_predictions_have_a_row_per_stage(rendered: dict[str, Path]) -> None:
+    report = example_report.full()
+    predicted = [group for group in report.groups if group.predicted]
+    [table] = [block for block in stages(report).blocks if isinstance(block, Table) and "Predicted" in block.caption]
+    assert len(table.rows) == len(predicted) and "80 % interval" in table.caption
+    one = predicted[0].predicted[0]
+    assert table.rows[0][1].note.endswith(f", {one.inside} of {one.seeds} inside")
+
+
+def test_the_same_runs_are_told(tmp_path: Path) -> None:
+    report = replace(example_report.full(), changes=(), same_runs=("mini/mvp1/default", "mini/mvp2/default"))
+    render(report, tmp_path)
+    assert "2 groups are the very same runs as in the baseline" in Page((tmp_path / "index.html").read_text()).text
+
+
+def test_rows_over_several_stages_lead_to_no_single_one() -> None:
+    report = example_report.full()
+    for groups, linked in ((report.groups, False), (report.groups[:1], True)):
+        tables = [
+            one for block in language(replace(report, groups=groups, harness=())).blocks
+            for one in (block.blocks if isinstance(block, Fold) else (block,)) if isinstance(one, Table)
+        ]  # fmt: skip
+        assert len(tables) == 2
+        assert all(bool(row[0].runs) == linked and row[-1].runs for table in tables for row in table.rows)
+
+
+def test_names_of_near_references_stay_apart() -> None:
+    """At the right end, where the best models are far below; the lower one of two below its line."""
+    line = charts.Line("mvp1", (charts.Dot(1e6, 1.5, 1.2, 1.8),), "#000000")
+    made = charts.lines([line], "parameters", "bits per byte", logarithmic=True, references=(("a", 1.6), ("b", 1.61)))
+    [axes] = made.axes
+    texts = {one.get_text(): one for one in axes.texts}
+    assert all(one.get_ha() == "right" for one in texts.values())
+    assert (texts["a"].get_va(), texts["b"].get_va()) == ("top", "bottom")
+
+
 def test_a_history_of_few_points_is_not_steady() -> None:
     report = example_report.full()
     steady = report.histories[0]
@@ -341,6 +402,7 @@ def test_numbers_are_readable() -> None:
 
 def test_escaping() -> None:
     assert str(html_words("a `b<` <c>")) == "a <code>b&lt;</code> &lt;c&gt;"
+    assert str(html_words("`run --x a=<`")) == '<code>run <span class="option">--x</span> a=&lt;</code>'
     assert str(markdown("a|b\n* [x](y) <z> 1_2")) == r"a\|b \* \[x\](y) &lt;z&gt; 1\_2"
     assert str(markdown("- not a list")) == r"\- not a list"
     assert str(markdown_code("a`b|c")) == r"`` a`b\|c ``"

@@ -28,7 +28,15 @@ def html_words(text: object) -> Markup:
     """Escaped HTML; what stands between backticks becomes code."""
     parts = CODE.split(plain(text))
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(parts)
+        Markup("<code>{}</code>").format(html_command(part)) if i % 2 else escape(part) for i, part in enumerate(parts)
+    )
+
+
+def html_command(text: object) -> Markup:
+    """A command as escaped HTML; no line ends behind the hyphen of an option, where a browser would break it."""
+    option = Markup('<span class="option">{}</span>')
+    return Markup(" ").join(
+        option.format(word) if word.startswith("-") else escape(word) for word in plain(text).split(" ")
     )
 
 

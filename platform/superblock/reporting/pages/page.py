@@ -33,6 +33,7 @@ from superblock.reporting.pages.blocks import pictures as pictures_of
 from superblock.reporting.pages.cells import VERDICTS, plural
 from superblock.reporting.pages.escaping import (
     anchor,
+    html_command,
     html_words,
     markdown,
     markdown_code,
@@ -110,7 +111,11 @@ def environment(kind: str) -> Environment:
     }  # fmt: skip
     if kind == "html":
         made = Environment(autoescape=True, finalize=_clean, **common)
-        made.filters |= {"words": html_words, "figure": lambda picture, name: Markup(pictures.inline(picture, name))}
+        made.filters |= {
+            "words": html_words,
+            "command": html_command,
+            "figure": lambda picture, name: Markup(pictures.inline(picture, name)),
+        }
     else:
         # Jinja's own escaping is HTML's; `finalize` sees every value that a template writes
         made = Environment(autoescape=False, finalize=markdown, **common)
