@@ -17,7 +17,7 @@ from superblock.benchmarks.ablation.sweep import Sweep, read_sweep, shipped
 from superblock.benchmarks.ablation.sweep_runs import Planned, plan_arms, sweep_runs
 from superblock.benchmarks.records import COMPLETE
 from superblock.cli.app import compose_run
-from superblock.config.ablation import AblationConfig
+from superblock.config.ablation import SWEEPS, AblationConfig
 from superblock.config.benchmark import BenchmarkConfig, SuiteConfig
 from superblock.config.fields import ConfigError, validate
 from superblock.config.run import RunConfig
@@ -176,8 +176,9 @@ def test_arms_may_be_typed(superblock: Callable) -> None:
 def test_files_and_scales_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ablation.file=wirring: is no file, and none of .*; did you mean wiring?"):
         read_sweep(AblationConfig(file="wirring"))
-    with pytest.raises(ConfigError, match="ablation.file=null: name a sweep file"):
+    with pytest.raises(ConfigError, match="ablation.file=null: name a sweep file: wiring, "):
         validate(settings())
+    assert sorted(SWEEPS) == sorted(shipped())
     with pytest.raises(ConfigError, match="ablation.arms.muon: optimizer.yaml has an arm of this name"):
         read_sweep(AblationConfig(file="optimizer", arms=["muon:"]))
     path = tmp_path / "wide.yaml"

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from superblock.config.fields import knob
 
+SWEEPS = ("wiring", "mixers", "mtp", "experts", "optimizer", "growth", "eigenvalues")
+"""Sweep files that are shipped."""
+
 
 @dataclass
 class AblationConfig:
@@ -12,7 +15,7 @@ class AblationConfig:
 
     file: str | None = knob(
         None,
-        "sweep file: wiring, mixers, mtp, experts, optimizer, growth, eigenvalues (conf/ablation), or the path of your own",
+        f"sweep file: {', '.join(SWEEPS)} (conf/ablation), or the path of your own",
     )
     arms: list[str] = knob(
         list,

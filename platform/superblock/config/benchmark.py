@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from superblock.config.ablation import AblationConfig
+from superblock.config.ablation import SWEEPS, AblationConfig
 from superblock.config.fields import knob, section
 from superblock.config.finished import HarnessConfig, LanguageConfig
 from superblock.config.probes import ProbesConfig
@@ -168,7 +168,7 @@ class BenchmarkConfig:
             if self.suite.name == "ablation" and not (self.ablation.file or self.ablation.arms):
                 yield (
                     "ablation.file",
-                    "name a sweep file, as in ablation.file=wiring, or ablation.arms",
+                    f"name a sweep file: {', '.join(SWEEPS)}, or a path of your own; or give ablation.arms",
                 )
             if len(self.name or "") > LONGEST_EXPERIMENT_NAME:
                 yield "name", f"must have at most {LONGEST_EXPERIMENT_NAME} signs: the names of the runs begin with it"
