@@ -158,6 +158,15 @@ def test_info(superblock: Callable, called: list[Any]) -> None:
     assert "schedule/wsd" in answer.out
 
 
+def test_help_tells_how_a_command_ends_and_what_is_for_it(superblock: Callable, called: list[Any]) -> None:
+    run, report = superblock("run", "--help").out, superblock("report", "--help").out
+    endings = report.partition("exit statuses\n")[2].partition("\n\n")[0].splitlines()
+    assert [int(line.split()[0]) for line in endings if line[2] != " "] == [0, 1, 2, 3, 4, 130]  # others are wrapped
+    assert "hydra/sweeper=optuna" in run and "hydra/sweeper" not in report
+    seed = " ".join(run.partition("\n  seed ")[2].partition("\n  resume ")[0].split())
+    assert "seed=1,2,3, with stage=all or --multirun" in seed
+
+
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
 def test_without_a_command(superblock: Callable, words: list[str]) -> None:
     answer = superblock(*words)

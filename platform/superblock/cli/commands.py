@@ -27,6 +27,8 @@ class Command:
     summary: str
     examples: tuple[tuple[str, str], ...]
     """Overrides and what they do."""
+    statuses: tuple[tuple[int, str], ...] = ()
+    """What the process ends with beside 0 for done, 2 for a setting that cannot work and 130."""
 
 
 COMMANDS = {
@@ -46,6 +48,7 @@ COMMANDS = {
                 ("resume=auto", "continue the newest interrupted run of this configuration"),
                 ("resume=mvp3-tiny-s1 exit_at=3", "test the 3-superblock model inside a finished run; trains nothing"),
             ),
+            ((3, "a stage did not pass its gates; the run is kept, the stages after it were not begun"),),
         ),
         Command(
             "generate",
@@ -88,6 +91,7 @@ COMMANDS = {
                 ("suite=harness harness.run=mvp3", "lm-evaluation-harness on a finished run"),
                 ("'speed.peers=[bf16,fp32,bf16-compiled]' cases='train/*'", "against torch.compile too"),
             ),
+            ((1, "a case or a run failed; the others are recorded"),),
         ),
         Command(
             "report",
@@ -104,6 +108,11 @@ COMMANDS = {
                     "train, then report, every night",
                 ),
                 ("schedule.remove=true", "remove it"),
+            ),
+            (
+                (1, "the training of schedule.before failed; the report is written, and says so"),
+                (3, "with fail_on=regression: something became worse, or a history raised an alarm"),
+                (4, "nothing to report"),
             ),
         ),
         Command(

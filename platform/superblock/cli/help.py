@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from superblock.cli.commands import ALL_STAGES, STAGE_GROUP, Command, groups, options
 from superblock.config.fields import FieldDoc, document
 
+SEARCH = "--multirun hydra/sweeper=optuna"
+"""A flag of `run` alone."""
+STATUSES = ((0, "done"), (2, "a setting cannot work; the text says which"), (130, "interrupted"))
 FLAGS = (
     ("--cfg job", "print the configuration this command line makes, and stop; with --resolve without ${...}"),
     ("--multirun", "one run after the other for every combination of values such as seed=1,2,3"),
     (
-        "--multirun hydra/sweeper=optuna",
-        "`run` alone: a search for the lowest validation bits per byte, such as 'optim.learning_rate=interval(0.001,0.01)' "
+        SEARCH,
+        "a search for the lowest validation bits per byte, such as 'optim.learning_rate=interval(0.001,0.01)' "
         "hydra.sweeper.n_trials=8; the same command goes on with it (needs superblock[search])",
     ),
     ("--info", "print what Hydra knows about where the configuration comes from"),
@@ -44,7 +47,11 @@ def _lines(command: Command, width: int) -> Iterator[str]:
         yield from _row(f"  {doc.key}", f"{doc.meaning} [{_limits(doc)}]", 32, width)
     yield from ("", "flags")
     for flag, meaning in FLAGS:
-        yield from _row(f"  {flag}", meaning, 24, width)
+        if flag != SEARCH or command.name == "run":
+            yield from _row(f"  {flag}", meaning, 24, width)
+    yield from ("", "exit statuses")
+    for status, meaning in sorted((*STATUSES, *command.statuses)):
+        yield from _row(f"  {status}", meaning, 24, width)
     yield from ("", "examples")
     for overrides, meaning in command.examples:
         yield f"  superblock {command.name} {overrides}".rstrip() + f"    # {meaning}"

@@ -34,7 +34,12 @@ class RunConfig:
     tracking: TrackingConfig = section(TrackingConfig, "MLflow")
     evaluation: EvaluationConfig = section(EvaluationConfig, "validation and test")
     growth: GrowthConfig = section(GrowthConfig, "beginning from the stage before")
-    seed: int = knob(1, "seed of initial weights, data order and dropout", minimum=0, maximum=2**31 - 1)
+    seed: int = knob(
+        1,
+        "seed of initial weights, data order and dropout; several, as in seed=1,2,3, with stage=all or --multirun",
+        minimum=0,
+        maximum=2**31 - 1,
+    )
     resume: str = knob(
         "none", "none: a new run; auto: continue the newest interrupted run of this configuration; or a run's name"
     )
