@@ -201,6 +201,13 @@ def test_a_baseline_that_is_missing_is_told(rendered: dict[str, Path]) -> None:
     assert "superblock report pin=true" in (rendered["no_baseline"] / "report.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["full", "minimal", "no_baseline"])
+def test_commands_can_be_typed_in_every_folder(rendered: dict[str, Path], name: str) -> None:
+    """`python -m platform.run` is for the root of the repository, and a report is read elsewhere."""
+    for file in ("index.html", "report.md"):
+        assert "python -m platform" not in (rendered[name] / file).read_text()
+
+
 def test_what_was_not_measured_names_its_command(rendered: dict[str, Path]) -> None:
     page = Page((rendered["minimal"] / "index.html").read_text())
     assert page.count("table") == page.count("svg") == 0

@@ -3,6 +3,7 @@
 import re
 from collections import Counter, defaultdict
 
+from superblock.config.typed import stored
 from superblock.reporting.content import Group, Report, Source, Statement
 from superblock.reporting.pages.blocks import (
     Block,
@@ -24,7 +25,9 @@ SERVER = "http://127.0.0.1:5000"
 """Where `ui` serves, unless it was told otherwise."""
 RUN_PAGE = re.compile(r"/#/[A-Za-z0-9/_-]+")
 GOOD = ("passed", "held")
-COMMAND = re.compile(r"(?:python -m platform\.|superblock )\w+(?: [\w.+/-]+=[^\s`;]+)*")
+COMMAND = re.compile(
+    r"(?:python -m platform\.|superblock )(?:run|generate|plan|benchmark|report|ui)\b(?: [\w.+/-]+=[^\s`;]+)*"
+)
 """As a statement's text has it, with its settings."""
 
 
@@ -38,7 +41,7 @@ def gates(report: Report) -> Section:
     groups = [group for group in report.groups if group.statements]
     if not groups:
         text = "No run of this report was held to its gates. A stage's run measures them at its end:"
-        return Section("gates", title, lead, (Missing(text, "python -m platform.run stage=mvp1"),))
+        return Section("gates", title, lead, (Missing(text, stored("run stage=mvp1")),))
     unread = [run for group in report.groups for run in group.runs_without_statements()]
     blocks: list[Block] = []
     for kind, caption in (("gate", "Gates: seeds that passed"), ("claim", "Claims: seeds whose measurement held")):
@@ -138,7 +141,7 @@ def samples(report: Report) -> Section:
     written = [group for group in report.groups if group.sample]
     if not written:
         return Section(
-            "samples", "Text samples", lead, (Missing("No run wrote samples.", "python -m platform.generate run=mvp1"),)
+            "samples", "Text samples", lead, (Missing("No run wrote samples.", stored("generate run=mvp1")),)
         )
     look = looks(report)
     folds = tuple(
@@ -153,11 +156,11 @@ def sources(report: Report) -> Section:
     title = "How to reproduce each number"
     lead = (
         "Check out the commit, install with `constraints.txt`, and run the command; the text has to have the same digest, "
-        f"and speeds compare on the same machine only. Addresses of MLflow lead to {SERVER}, while `python -m platform.ui` runs."
+        f"and speeds compare on the same machine only. Addresses of MLflow lead to {SERVER}, while `{stored('ui')}` runs."
     )
     if not report.sources:
         text = "This report knows of no run and no record, so it has no number to reproduce."
-        return Section("sources", title, lead, (Missing(text, "python -m platform.run stage=mvp1"),))
+        return Section("sources", title, lead, (Missing(text, stored("run stage=mvp1")),))
     columns = (
         Column("run or record", "name"), Column("command", "words"), Column("commit", "words"), Column("configuration", "words"),
         Column("text", "words"), Column("hardware", "words"), Column("started", "words"), Column("MLflow", "words"),

@@ -1,12 +1,13 @@
 """Where in the text the models are good: by position in the context, and by package."""
 
+from superblock.config.typed import stored
 from superblock.reporting.content import Group, Report, Sliced
 from superblock.reporting.pages import charts
 from superblock.reporting.pages.blocks import Block, Cell, Column, Fold, Gallery, Missing, Picture, Section, Table
 from superblock.reporting.pages.cells import NOTHING, Look, looks, name_cell, runs_of
 from superblock.reporting.pages.numbers import fixed, interval, significant
 
-COMMAND = "python -m platform.benchmark suite=language"
+COMMAND = stored("benchmark suite=language")
 PACKAGES_DRAWN = 12
 LOOSE = "outside packages"
 """As the language suite names documents that lie in no folder."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from superblock.config.typed import stored
 from superblock.reporting.content import Group, Measure, Predicted, Report, SeedValue
 from superblock.reporting.metrics import METRICS
 from superblock.reporting.pages import charts
@@ -24,7 +25,7 @@ SPEED = "final/tokens_per_second"
 SHOWN_FIRST = (QUALITY, "test/accuracy_top1")
 SHOWN_LAST = (SPEED, "final/memory_peak_mib")
 """Columns beside the costs; every other measure is among those of every seed."""
-TRAIN = "python -m platform.run stage=all scale=mini seed=1,2,3 --multirun"
+TRAIN = stored("run stage=all scale=mini seed=1,2,3 --multirun")
 PREDICTIONS = {
     "bits_per_byte": ("bits per byte", 1.0, 4),
     "minutes": ("minutes of training", 1.0, 2),
@@ -198,7 +199,7 @@ def _predicted(report: Report) -> list[Block]:
     look = looks(report)
     metrics = dict.fromkeys(one.metric for group in report.groups for one in group.predicted)
     if not metrics:
-        command = "python -m platform.run stage=mvp2"
+        command = stored("run stage=mvp2")
         return [
             Missing(
                 "No prediction was made before these runs; a stage's run makes one from the stages before it.", command
