@@ -254,4 +254,5 @@ def test_published_outcomes_are_judged_with_three_seeds(monkeypatch: pytest.Monk
     said = record()["says"][:3]
     assert said[0].startswith("as published: parity: attention fails at lengths beyond training: mean 0.510 [")
     assert said[1].startswith("NOT as published: parity: deltanet-positive fails") and "n = 3" in said[1]
-    assert said[2].startswith("as published: parity: deltanet, with negative eigenvalues, solves it there: mean 0.999")
+    assert said[2].startswith("as published: parity: deltanet, with negative eigenvalues, solves it there, best seed ")
+    assert ": mean 0.999" in said[2]
