@@ -49,14 +49,17 @@ def _own_place(tmp_path: Path, _cache: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _same_start() -> Iterator[None]:
     """Pools of several threads fight for the cores of a small machine; a test may have asked for more than one.
 
-    A training also has the processor flush subnormal numbers, with which hypothesis cannot draw.
+    A training also has the processor flush subnormal numbers, with which hypothesis cannot draw; and what a test draws
+    itself should not depend on the tests before it.
     """
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-        sys.modules["torch"].set_flush_denormal(False)
+        torch = sys.modules["torch"]
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(False)
+        torch.default_generator.manual_seed(0)
     yield
 
 

@@ -73,9 +73,9 @@ def test_validation_during_training(trainer: SimpleNamespace, module: Any) -> No
     callback = Perplexity(train_bytes_per_token=4.0)
     module.step = 5
     validate(callback, trainer, module, [output(2.0, 0, tokens=8), output(4.0, 0, tokens=4)])
-    ((step, values),) = module.tracker.steps
+    (step, values), tokens = module.tracker.steps
     loss = (8 * 2 + 4 * 4) / 12
-    assert step == 5
+    assert step == 5 and tokens == (5, {"val/tokens": module.tokens_seen})
     assert values["val/loss"] == pytest.approx(loss)
     assert values["val/perplexity"] == pytest.approx(math.exp(loss))
     assert values["val/bits_per_byte"] == pytest.approx(loss / LN2 / 4) == module.val_bits_per_byte

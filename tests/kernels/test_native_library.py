@@ -140,8 +140,9 @@ def test_no_compiler_and_no_place(source: Path, monkeypatch: pytest.MonkeyPatch,
 def test_only_one_pool_of_threads(source: Path) -> None:
     library = NativeLibrary(source, check=lambda: None)
     assert library.why_not() is None
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
-    assert loaded == {str(build.openmp())}
+    loaded = {Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+    pools = {path for path in loaded if path.parent.suffix != ".libs"}  # of wheels that other tests imported: scikit-learn
+    assert pools == {build.openmp()}
 
 
 def test_levels_are_ordered_by_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:

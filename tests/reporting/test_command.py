@@ -134,7 +134,7 @@ def test_why_nothing_is_compared(reporting: Reporting, runs: Path, plain: list[s
     found = made("baseline=none")
     assert (found.no_baseline, found.baseline) == ("not asked for", None)
     assert found.verdict_words.endswith("; compared with no baseline, as asked for.")
-    assert "not asked for (baseline=none)" in told(found) and told(found).endswith(".report")
+    assert "not asked for (baseline=none)" in told(found) and told(found).endswith(" report")
     found = made("pin=true")
     assert (found.no_baseline, found.baseline) == (None, first.name)
     shutil.rmtree(Path("reports") / first.name)
