@@ -125,7 +125,10 @@ def test_without_transformers(
         ("cases=part/mo", "cases=part/mo: part/mo is none of train/s1/b1-t32"),
         ("suite=langauge", "(did you mean suite=language?)"),
         ("speed.peers=[int8]", "speed.peers=int8: must be one of bf16, fp32, bf16-eager"),
-        ("speed.superblocks=4", "speed.superblocks=4: must be a list of whole numbers such as [1] or [1,2], at least 1"),
+        (
+            "speed.superblocks=4",
+            "speed.superblocks=4: must be a list of whole numbers such as [1] or [1,2], at least 1",
+        ),
         ("repeats=0", "repeats=0: must be at least 1"),
         ("superblocks=[1]", "did you mean speed.superblocks or exits.superblocks?"),
         ("name=a b", "name=a b: must be letters"),

@@ -84,8 +84,14 @@ def test_run(superblock: Callable, override: str) -> None:
         (["plan", "optim=muon"], "optim=muon: there is no such key"),
         (["generate", "top_p=0"], "top_p=0.0: must be above 0 and at most 1"),
         (["report", "select.scael=mini"], "select.scael=mini: there is no such key; did you mean select.scale?"),
-        (["report", "fail_on=regresion"], "fail_on=regresion: must be one of none, regression (did you mean regression?)"),
-        (["report", "select.seeds=1"], "select.seeds=1: must be a list of whole numbers such as [1] or [1,2], at least 0"),
+        (
+            ["report", "fail_on=regresion"],
+            "fail_on=regresion: must be one of none, regression (did you mean regression?)",
+        ),
+        (
+            ["report", "select.seeds=1"],
+            "select.seeds=1: must be a list of whole numbers such as [1] or [1,2], at least 0",
+        ),
         (["benchmark", "suite=probes", "probes.tasks=[s6]"], "s5, needle (did you mean s5?)"),
         (["report", "name=../there"], "name=../there: must be letters, digits"),
         (["report", "name=latest"], "name=latest: is taken"),
@@ -93,7 +99,10 @@ def test_run(superblock: Callable, override: str) -> None:
         (["report", "schedule.cron=0 6 * *"], "schedule.cron=0 6 * *: has 4 fields, must have five"),
         (["report", "schedule.cron=0 6 * * 8"], "schedule.cron=0 6 * * 8: day-of-week 8 cannot be read"),
         (["report", "schedule.before=stage=mvp9"], "schedule.before=stage=mvp9: stage=mvp9: must be one of mvp1"),
-        (["report", "schedule.before=trainer.bugdet=1"], "trainer.bugdet=1: there is no such key; did you mean trainer.budget"),
+        (
+            ["report", "schedule.before=trainer.bugdet=1"],
+            "trainer.bugdet=1: there is no such key; did you mean trainer.budget",
+        ),
         (["report", "pin=true", "schedule.cron=@daily"], "pin=True: cannot be scheduled"),
         (["ui", "tracking.port=70000"], "tracking.port=70000: must be at least 1 and at most 65535"),
         (["run", "--cfg"], "--cfg/-c: expected one argument"),

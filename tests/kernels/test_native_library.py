@@ -141,7 +141,9 @@ def test_only_one_pool_of_threads(source: Path) -> None:
     library = NativeLibrary(source, check=lambda: None)
     assert library.why_not() is None
     loaded = {Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
-    pools = {path for path in loaded if path.parent.suffix != ".libs"}  # of wheels that other tests imported: scikit-learn
+    pools = {
+        path for path in loaded if path.parent.suffix != ".libs"
+    }  # of wheels that other tests imported: scikit-learn
     assert pools == {build.openmp()}
 
 

@@ -341,9 +341,7 @@ def histories() -> tuple[History, ...]:
 
 def source(name: str, kind: str = "run", i: int = 0) -> Source:
     command = (
-        f"superblock run stage={name[:4]} scale=mini seed=1"
-        if kind == "run"
-        else f"superblock benchmark suite={name}"
+        f"superblock run stage={name[:4]} scale=mini seed=1" if kind == "run" else f"superblock benchmark suite={name}"
     )
     return Source(name, kind, command, "17d21898ae20339b4a772ea9f837b1fe897cc629", i == 1, "70033d72b4a43dfe", "2 x AMD EPYC, 24 GiB, no GPU", "562b73a2",  # type: ignore[arg-type]
                   "4fd1c2a9e0b37d55", START + 60 * i, f"/#/experiments/1/runs/{i:032x}" if kind == "run" else None)  # fmt: skip

@@ -143,7 +143,9 @@ class Search:
                 run_hydra(COMMANDS["run"], task, words)
         except Stop:
             say(f"search {self.name}: stopped, {PATIENCE} trials in a row came to nothing")
-        except RuntimeError as error:  # a grid's way of saying that nothing is left, which the sweeper knows of results alone
+        except (
+            RuntimeError
+        ) as error:  # a grid's way of saying that nothing is left, which the sweeper knows of results alone
             if "Study.stop" not in str(error):
                 raise
         except SystemExit:
