@@ -112,7 +112,7 @@ def test_print_opens_what_is_folded(shelf: Path, chromium: Any) -> None:
     shown = "document.querySelector('#samples details pre').checkVisibility({contentVisibilityAuto: true})"
     assert not seen.tab.evaluate(shown)
     seen.tab.emulate_media(media="print")
-    assert seen.tab.evaluate(shown)
+    seen.tab.wait_for_function(shown)  # what lies far below is laid out with the next frame
     assert seen.tab.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
 
 
