@@ -2,22 +2,26 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from superblock.benchmarks.ablation.closing import Closing, close, saying_how_to_go_on
 from superblock.benchmarks.ablation.picture import Panel, draw
 from superblock.benchmarks.ablation.plan import Compose, Run, select
-from superblock.benchmarks.ablation.record import Record, RecordFile, finish
-from superblock.benchmarks.ablation.screen import Lines, failures, planned
+from superblock.benchmarks.ablation.record import Record, RecordFile
+from superblock.benchmarks.ablation.screen import Lines, planned
 from superblock.benchmarks.ablation.work import Train, Worker
-from superblock.benchmarks.records import COMPLETE
 from superblock.benchmarks.screen import Screen
 from superblock.config.benchmark import SUITES, BenchmarkConfig, benchmark_fingerprint
 from superblock.tracking import provenance
 from superblock.tracking.store import store_uri
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NOT_RECORDED = ("tracking", "resume", "output", "name", "cases", "minutes")
 FEWER_SEEDS, FEWER_STEPS = 2, 3
@@ -81,7 +85,8 @@ def carry_out(config: BenchmarkConfig, compose: Compose, experiment: Experiment,
         )  # fmt: skip
         with saying_how_to_go_on(screen):
             worker.work()
-    return _close(file, experiment, chosen, screen)
+    closing = Closing(experiment.conclude, experiment.tables, partial(_picture, experiment))
+    return close(file, closing, [run.name for run in chosen], screen)
 
 
 def quickened(seeds: list[int], *steps: int) -> tuple[list[int], tuple[int, ...]]:
@@ -92,45 +97,9 @@ def quickened(seeds: list[int], *steps: int) -> tuple[list[int], tuple[int, ...]
 # -- parts --------------------------------------------------------------------------------------------------------
 
 
-def _close(file: RecordFile, experiment: Experiment, chosen: Sequence[Run], screen: Screen) -> int:
-    """The results as they are now, on the screen and beside the record."""
-
-    def conclude(record: Record) -> None:
-        finish(record)
-        experiment.conclude(record)
-
-    record = file.update(conclude)
-    for title, table in experiment.tables(record):
-        screen.line(f"\n{title}")
-        screen.console.print(table)
-    screen.line("")
-    for line in [*record.says, *failures(record)]:
-        screen.line(line)
-    if panels := [panel for panel in experiment.panels(record) if panel.rows]:
-        from superblock.evaluation.curve import write_picture
-
-        for kind in ("svg", "png"):
-            write_picture(lambda: draw(panels), file.folder / f"{experiment.suite}.{kind}")
-        screen.line(f"picture: {file.folder / experiment.suite}.png")
-    left = [run.name for run in chosen if run.name not in record.runs]
-    if left:
-        screen.line(f"{len(left)} of {len(chosen)} runs are left; to go on: the same command")
-    elif record.status == COMPLETE:
-        screen.line("every run is done")
-    screen.line(f"record: {file.path}")
-    return 1 if any(name in record.failed for name in left) else 0
-
-
-@contextmanager
-def saying_how_to_go_on(screen: Screen) -> Iterator[None]:
-    """A line for whoever stopped an experiment."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        screen.line(
-            "stopped; what has finished is recorded, the run that was stopped begins again. To go on: the same command"
-        )
-        raise
+def _picture(experiment: Experiment, record: Record) -> "Callable[[], Figure] | None":
+    panels = [panel for panel in experiment.panels(record) if panel.rows]
+    return (lambda: draw(panels)) if panels else None
 
 
 def _digest(config: BenchmarkConfig, commit: str) -> str:

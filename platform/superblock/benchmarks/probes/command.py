@@ -1,22 +1,27 @@
 """The probes suite from configuration to record: say the plan, do the runs, record, show."""
 
 import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from superblock.benchmarks.ablation.experiment import saying_how_to_go_on
+from rich.table import Table
+
+from superblock.benchmarks.ablation.closing import Closing, close, saying_how_to_go_on
 from superblock.benchmarks.ablation.plan import Compose
-from superblock.benchmarks.ablation.record import Record, RecordFile, finish
-from superblock.benchmarks.ablation.screen import failures
+from superblock.benchmarks.ablation.record import Record, RecordFile
 from superblock.benchmarks.probes.picture import draw
 from superblock.benchmarks.probes.record import ProbesRecord
 from superblock.benchmarks.probes.results import conclude, level_table, score_table
-from superblock.benchmarks.probes.runs import ProbeRun, ProbeWorker, plans, probe_runs
+from superblock.benchmarks.probes.runs import ProbeWorker, plans, probe_runs
 from superblock.benchmarks.probes.screen import ProbeLines
-from superblock.benchmarks.records import COMPLETE
 from superblock.benchmarks.screen import Screen
 from superblock.config.benchmark import BenchmarkConfig
 from superblock.tracking import provenance
 from superblock.tracking.store import store_uri
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUITE = "probes"
 
@@ -66,42 +71,19 @@ def run(config: BenchmarkConfig, compose: Compose) -> int:
         )
         with saying_how_to_go_on(screen):
             worker.work()
-    return _close(file, runs, screen)
+    return close(file, Closing(conclude, _tables, _picture), [run.name for run in runs], screen)
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
 
 
-def _close(file: RecordFile, runs: list[ProbeRun], screen: Screen) -> int:
-    """The results as they are now, on the screen and beside the record."""
+def _tables(record: Record) -> Iterator[tuple[str, Table]]:
+    yield "accuracy, mean over seeds with its 95 % interval", score_table(record)
+    yield "by level, mean over seeds; * beyond training", level_table(record)
 
-    def settle(record: Record) -> None:
-        finish(record)
-        conclude(record)
 
-    record = file.update(settle)
-    for title, table in (
-        ("accuracy, mean over seeds with its 95 % interval", score_table(record)),
-        ("by level, mean over seeds; * beyond training", level_table(record)),
-    ):
-        screen.line(f"\n{title}")
-        screen.console.print(table)
-    screen.line("")
-    for line in [*record.says, *failures(record)]:
-        screen.line(line)
-    if record.runs:
-        from superblock.evaluation.curve import write_picture
-
-        for kind in ("svg", "png"):
-            write_picture(lambda: draw(record), file.folder / f"{SUITE}.{kind}")
-        screen.line(f"picture: {file.folder / SUITE}.png")
-    left = [run.name for run in runs if run.name not in record.runs]
-    if left:
-        screen.line(f"{len(left)} of {len(runs)} runs are left; to go on: the same command")
-    elif record.status == COMPLETE:
-        screen.line("every run is done")
-    screen.line(f"record: {file.path}")
-    return 1 if any(name in record.failed for name in left) else 0
+def _picture(record: Record) -> "Callable[[], Figure] | None":
+    return (lambda: draw(record)) if record.runs else None
 
 
 def _fingerprint(config: BenchmarkConfig) -> str:
