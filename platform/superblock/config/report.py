@@ -81,7 +81,8 @@ class ReportConfig:
     )
     select: SelectConfig = section(SelectConfig, "which runs")
     records: list[str] = knob(
-        lambda: [RECORDS], "folders or files with records of benchmarks; the newest of each suite is taken"
+        lambda: [RECORDS],
+        "folders or files with records of benchmarks; the newest of each suite is taken, of each ablation by its name",
     )
     baseline: str = knob("auto", "report to compare with: a name below output, auto for the pinned one, none for none")
     pin: bool = knob(False, "make this report the baseline of later ones")
