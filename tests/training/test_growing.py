@@ -238,8 +238,8 @@ def test_the_copy_of_a_registered_model_is_found_by_its_runs_name(parent: Path) 
     weights, progress = checkpoint.read_weights(path), checkpoint.load_progress(path)
     copy.mkdir(parents=True)
     registered.write(copy, weights, path / "config.json", path / "tokenizer.json", progress)
-    assert lineage.find_checkpoint("parent") == path
+    assert lineage.checkpoint_of("parent") == path
     parent.rename("elsewhere")
-    assert lineage.find_checkpoint("parent") == copy
-    assert lineage.find_checkpoint("elsewhere") == Path("elsewhere/checkpoints") / path.name
-    assert lineage.find_checkpoint("nowhere") is None
+    assert lineage.checkpoint_of("parent") == copy
+    assert lineage.checkpoint_of("elsewhere") == Path("elsewhere/checkpoints") / path.name
+    assert lineage.checkpoint_of("nowhere") is None

@@ -82,24 +82,18 @@ class Prediction:
         )
 
 
-def predict(config: RunConfig, records: Sequence[RunRecord], *, parent: RunRecord | None) -> Prediction | None:
+def predict(config: RunConfig, records: Sequence[RunRecord], *, parent: RunRecord | None) -> Prediction | str:
     """Predicts a run of this configuration.
 
     Args:
+        config: what is to be trained.
         records: every run that is known; those that say something are chosen from it.
         parent: the run its weights will begin from.
 
     Returns:
-        None if no finished run has anything to say; `why_not` says so in words.
+        The prediction, or in words why there is none.
     """
-    found = foresee(target(config, parent), past.read_finished(records))
-    return found if isinstance(found, Prediction) else None
-
-
-def why_not(config: RunConfig, records: Sequence[RunRecord], *, parent: RunRecord | None) -> str:
-    """Why `predict` returns None; empty where it does not."""
-    found = foresee(target(config, parent), past.read_finished(records))
-    return found if isinstance(found, str) else ""
+    return foresee(target(config, parent), past.read_finished(records))
 
 
 def target(config: RunConfig, parent: RunRecord | None) -> Target:

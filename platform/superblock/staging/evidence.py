@@ -21,7 +21,7 @@ from superblock.staging.statements import Compose, Kind, Outcome, Verdict
 from superblock.tracking.runs import RunRecord, read_run
 from superblock.tracking.spool import FILE_NAME, metric_history
 from superblock.training.checkpoint import load_config, load_progress
-from superblock.training.lineage import Parent, find_checkpoint, read_lineage
+from superblock.training.lineage import Parent, checkpoint_of, read_lineage
 from superblock.training.manifest import WEIGHTS, checkpoints, newest_whole, verify
 from superblock.training.process import prepare_process
 
@@ -117,7 +117,7 @@ class Evidence:
         if self.parent_name is None:
             raise Missing("the run began from scratch: it has no parent")
         root, steps = self.run.folder.parent, int(self.summary["lineage"][-2]["steps"])
-        found = find_checkpoint(self.parent_name, root) or find_checkpoint(self.config.parent, root)
+        found = checkpoint_of(self.parent_name, root) or checkpoint_of(self.config.parent, root)
         candidates = [] if found is None else [found]
         if found is not None and not (found / WEIGHTS).is_file():  # a run keeps older checkpoints beside its newest
             candidates += checkpoints(found.parent.parent)

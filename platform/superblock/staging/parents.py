@@ -9,7 +9,7 @@ from superblock.config.run import RunConfig
 from superblock.config.typed import typed
 from superblock.staging.promotion import Promoted, find_promoted, refuse_other_parent
 from superblock.tracking.runs import RunRecord, find_run, read_run, runs_root
-from superblock.training.lineage import find_checkpoint
+from superblock.training.lineage import checkpoint_of
 from superblock.training.manifest import load_config, newest_whole
 
 Say = Callable[[str], None]
@@ -72,7 +72,7 @@ def resolve_parent(config: RunConfig, say: Say, *, before: Promoted | None = Non
         reason = str(error).partition("\n")[0]
         say(f"parent  {promoted.run} does not fit ({reason}): training {config.stage.name} from scratch")
         return scratch
-    found = find_checkpoint(promoted.run)
+    found = checkpoint_of(promoted.run)
     if found is not None and promoted.folder not in (found, *found.parents):
         raise ConfigError(
             f"parent={config.parent}: {found} is another model than {promoted.describe()}\n"

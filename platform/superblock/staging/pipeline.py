@@ -188,16 +188,18 @@ def _kept(config: RunConfig, digest: str, shared: Surroundings) -> Promoted | No
 
 def _train(config: RunConfig, resolved: Resolved, shared: Surroundings) -> RunRecord | None:
     """Trains one run; its record, or None on ranks above 0."""
-    prediction: Prediction | None = predict(config, list_runs(), parent=resolved.parent_record)
+    prediction = predict(config, list_runs(), parent=resolved.parent_record)
     row = shared.board.rows[config.stage.name]
-    if prediction is not None:
+    if isinstance(prediction, Prediction):
         shared.say(f"predict {prediction.words}")
         row.minutes = prediction.minutes_in_all.value
+    else:
+        shared.say(f"predict nothing: {prediction}")
     try:
         summary = train(
             config,
             tags={"pipeline": shared.pipeline},
-            prediction=prediction.to_dict() if prediction else None,
+            prediction=prediction.to_dict() if isinstance(prediction, Prediction) else None,
             watcher=shared.board if shared.together else None,
             continue_with=shared.continue_with,
         )

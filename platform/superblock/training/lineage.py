@@ -89,7 +89,7 @@ def find_parent(config: RunConfig) -> Parent | None:
     """
     if config.parent in ("auto", "required", "none") or config.growth.method == "none":
         return None
-    checkpoint = find_checkpoint(config.parent)
+    checkpoint = checkpoint_of(config.parent)
     if checkpoint is None:
         names = [run.name for run in list_runs()]
         hint = f"; did you mean {close[0]}?" if (close := closest(config.parent, names)) else ""
@@ -98,7 +98,7 @@ def find_parent(config: RunConfig) -> Parent | None:
     return Parent(lineage[-1].run, checkpoint, restore(ModelConfig, stored.get("model", {}), "model"), lineage)
 
 
-def find_checkpoint(run: str, root: Path | None = None) -> Path | None:
+def checkpoint_of(run: str, root: Path | None = None) -> Path | None:
     """The newest whole checkpoint of a run: in its own folder, in the copy of its registered model, or in a folder that
     `run` is the path of (a run's or a checkpoint's own); None if there is none."""
     root = root or runs_root()
