@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from superblock.config.typed import stored
 from superblock.reporting.content import Measure, ProbeRow, Report
@@ -63,7 +64,7 @@ def _heat_map(rows: tuple[ProbeRow, ...]) -> Table:
                 cells.append(Cell(text="not run", tone="muted"))
                 continue
             shade = _above_chance(row.score.mean, row.chance)
-            cells.append(number(row.score, 1, scale=100.0, runs=_sources(row), heat=shade))
+            cells.append(number(_possible(row.score), 1, scale=100.0, runs=_sources(row), heat=shade))
         chance = Cell(text=" to ".join(fixed(100 * value, 1) for value in chances), sort=chances[0])
         lines.append((name_cell(task, (mine[0].record,)), chance, *cells))
     columns = (Column("task", "name"), Column("chance"), *(Column(arm) for arm in arms))
@@ -82,7 +83,7 @@ def _beside_published(rows: tuple[ProbeRow, ...]) -> Table:
         (
             name_cell(row.task, (row.record,)),
             Cell(text=row.arm, note=row.score_name if mixed else ""),
-            number(row.score, 1, scale=100.0, runs=_sources(row)),
+            number(_possible(row.score), 1, scale=100.0, runs=_sources(row)),
             Cell(text=fixed(100 * row.chance, 1), sort=row.chance),
             Cell(text=str(len(row.score.values)), sort=len(row.score.values),
                  note=", ".join(fixed(100 * value.value, 1) for value in row.score.values)),
@@ -137,6 +138,13 @@ def _levels(rows: tuple[ProbeRow, ...], task: str) -> Picture | None:
     )
 
 
+def _possible(score: Measure) -> Measure:
+    """With an interval that ends at 0 and at 1, where an accuracy does."""
+    if score.low is None or score.high is None:
+        return score
+    return replace(score, low=max(0.0, score.low), high=min(1.0, score.high))
+
+
 def _hundred(value: float | None) -> float | None:
     return None if value is None else min(100.0, max(0.0, 100 * value))
 
@@ -153,7 +161,7 @@ def _level_table(rows: tuple[ProbeRow, ...]) -> Table:
     for row in rows:
         for name, measure in row.levels.items():
             match = LEVEL.match(name)
-            low, high = (None if end is None else 100 * end for end in (measure.low, measure.high))
+            low, high = _hundred(measure.low), _hundred(measure.high)
             lines.append(
                 (
                     name_cell(row.task, (row.record,)),
