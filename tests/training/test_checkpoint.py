@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,36 @@ def test_a_malicious_listing_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="mkdir, which no checkpoint needs"):
         load(path, model=nn.Linear(4, 4))
     assert not canary.exists()
+
+
+class _EarlyPickler(pickle.Pickler):
+    """Pickles members of enumerations as Python 3.11.0 to 3.11.3 does."""
+
+    def reducer_override(self, item: Any) -> Any:
+        return (getattr, (type(item), item.name)) if isinstance(item, Enum) else NotImplemented
+
+
+def test_a_listing_of_an_early_python(tmp_path: Path) -> None:
+    path = _save(tmp_path, 1)
+    listing = pickle.loads((path / ".metadata").read_bytes())
+    with (path / ".metadata").open("wb") as file:
+        _EarlyPickler(file).dump(listing)
+    assert b"getattr" in (path / ".metadata").read_bytes()
+    _seal(path)
+    load(path, model=nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize("name", ["numel", "__init__", "__reduce__"])
+def test_no_other_attribute_is_given_out(tmp_path: Path, name: str) -> None:
+    class Ask:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return getattr, (torch.Size, name)
+
+    path = _save(tmp_path, 1)
+    (path / ".metadata").write_bytes(pickle.dumps(Ask()))
+    _seal(path)
+    with pytest.raises(CheckpointError, match=f"an attribute {name} of"):
+        load(path, model=nn.Linear(4, 4))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch on saving to the same folder

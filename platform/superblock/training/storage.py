@@ -19,7 +19,12 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    Metadata,
+    StorageMeta,
+    TensorStorageMetadata,
+)
 
 from superblock.training import registered
 from superblock.training.manifest import WEIGHTS, CheckpointError
@@ -37,11 +42,20 @@ _TYPES = {
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if (module, name) not in _TYPES:
             raise CheckpointError(
                 f"it asks for {module}.{name}, which no checkpoint needs; it may be malicious and was not loaded"
             )
         return super().find_class(module, name)
+
+
+def _member(owner: object, name: str) -> _MEM_FORMAT_ENCODING:
+    """`getattr` for the one enumeration in such a file: Python 3.11.0 to 3.11.3 pickles its members as attributes."""
+    if owner is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise CheckpointError(f"it asks for an attribute {name} of {owner}; it may be malicious and was not loaded")
+    return _MEM_FORMAT_ENCODING[name]
 
 
 class _Writer(FileSystemWriter):
