@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from superblock.cli import search
+from superblock.cli import search, search_settings
 from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig
 from superblock.tracking.provenance import Code
@@ -199,7 +199,7 @@ def test_an_interval_without_a_search_says_so(superblock: Callable) -> None:
 
 
 def test_without_the_extra_it_is_named(superblock: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_installed", lambda: False)
+    monkeypatch.setattr(search_settings, "_installed", lambda: False)
     answer = superblock("run", *WORDS, RATE)
     assert answer.status == 2 and "needs the extra `search`; pip install 'superblock[search]'" in answer.err
 
@@ -218,7 +218,7 @@ def test_one_process_at_a_time(superblock: Callable, trials: list[Any], monkeypa
     [(WORDS, True), (("-m", "seed=1,2"), False), (("hydra/sweeper=basic",), False), ((*WORDS, "--cfg", "job"), False)],
 )
 def test_what_is_a_search(words: tuple[str, ...], searches: bool) -> None:
-    assert search.is_search(words) is searches
+    assert search_settings.is_search(words) is searches
 
 
 def test_three_real_trials(superblock: Callable, tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from superblock.cli import search
 from superblock.cli.app import Job, compose_run, launch_all, say
 from superblock.cli.commands import STAGE_GROUP
+from superblock.cli.search_settings import is_search
 from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig
 from superblock.config.typed import quoted, typed
 
 
 def main() -> None:
-    if search.is_search(sys.argv[1:]):
+    if is_search(sys.argv[1:]):
         search.main()
     else:
         launch_all("run", run)

@@ -6,36 +6,31 @@ study is kept in `runs/search/<study>`, so that the same command goes on with it
 conf/hydra/sweeper/search.yaml.
 """
 
-import hashlib
-import importlib.util
 import logging
-import os
-import re
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from superblock.cli.app import compose_run, configuration, readable_errors, run_hydra, say
+from superblock.cli.app import configuration, readable_errors, run_hydra, say
 from superblock.cli.commands import COMMANDS
+from superblock.cli.search_settings import (
+    FOLDER,
+    check_search,
+    is_hydra,
+    key_of,
+    may_change,
+    own_settings,
+    study_name,
+    sweeper_settings,
+)
 from superblock.config.fields import ConfigError
 from superblock.config.run import RunConfig
 from superblock.config.typed import quoted, typed
 
-GROUP = "hydra/sweeper"
-SWEEPER = "optuna"
-OURS = "search"
-"""The plugin's sweeper with our defaults; under its own name Hydra would not let a file extend it."""
-FOLDER = Path("runs/search")
-STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}"
-NOT_THE_SEARCH = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.max_failure_rate")
-"""Settings that may change while a search goes on."""
-NOT_THE_TRIALS = ("tracking", "hydra.sweeper.storage")
-"""Where results go: whatever begins so may change too, and an address may hold a password that a study need not keep."""
 WORDS = "words"
 """Attribute of a study: what was typed, by key; other words would mix trials that do not compare."""
 SEED = 1
@@ -50,12 +45,6 @@ class Stop(BaseException):
     """Ends a search from within a trial: the sweeper would take any `Exception` for a failed trial."""
 
 
-def is_search(words: Sequence[str]) -> bool:
-    """Whether a command line asks for a sweeper that learns, and not only to see its configuration."""
-    shown = {"--help", "-h", "--info", "-i", "--cfg", "-c"} & {word.partition("=")[0] for word in words}
-    return not shown and _value(words, GROUP, "basic") != "basic"
-
-
 def main() -> None:
     """Searches as `sys.argv` says.
 
@@ -63,11 +52,11 @@ def main() -> None:
         SystemExit: with status 1 if no trial has a result or several in a row had none, 2 if the configuration is at fault.
     """
     with readable_errors(COMMANDS["run"]):
-        typed = sys.argv[1:]
-        _check(typed)
-        study = _study_name(typed)
+        words = sys.argv[1:]
+        check_search(words)
+        study = study_name(words)
         with _alone(study):
-            search = Search.open(study, typed)
+            search = Search.open(study, words)
             if search.left > 0:
                 search.go_on()
             status = search.conclude()
@@ -100,7 +89,7 @@ class Search:
         from hydra.utils import instantiate
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sweeper = _sweeper(name, typed)
+        sweeper = sweeper_settings(name, typed)
         with _quiet():
             study = optuna.create_study(
                 study_name=name, storage=instantiate(sweeper.storage), direction="minimize", load_if_exists=True
@@ -126,10 +115,10 @@ class Search:
         first, before = len(self.study.trials), len(self.done)
         going_on = f", {before} of them done" if first else ""
         say(f"search {self.name}: {self.wanted} trials{going_on}; study and logs in {(FOLDER / self.name).resolve()}")
-        own = {"hydra.sweeper.n_trials": self.left, **_own(self.name)}
+        own = {"hydra.sweeper.n_trials": self.left, **own_settings(self.name)}
         if self.seed is not None:
             own["hydra.sweeper.sampler.seed"] = self.seed + first  # or it would draw again what it drew at first
-        words = [word for word in self.typed if _key(word) not in own]
+        words = [word for word in self.typed if key_of(word) not in own]
         words += [f"{key}={value}" for key, value in own.items()]
 
         def task(composed: Any) -> float | None:
@@ -143,11 +132,9 @@ class Search:
                 run_hydra(COMMANDS["run"], task, words)
         except Stop:
             say(f"search {self.name}: stopped, {PATIENCE} trials in a row came to nothing")
-        except (
-            RuntimeError
-        ) as error:  # a grid's way of saying that nothing is left, which the sweeper knows of results alone
+        except RuntimeError as error:
             if "Study.stop" not in str(error):
-                raise
+                raise  # not a grid's way of saying that nothing is left
         except SystemExit:
             say(f"search {self.name}: stopped; to go on: the same command")
             raise
@@ -167,7 +154,7 @@ class Search:
         return 1 if self._in_a_row >= PATIENCE else 0
 
     def _repeat(self, params: dict[str, Any]) -> list[str]:
-        fixed = [word for word in self.typed if "=" in word and not _is_hydra(word) and _key(word) not in params]
+        fixed = [word for word in self.typed if "=" in word and not is_hydra(word) and key_of(word) not in params]
         return [*fixed, *(f"{key}={value}" for key, value in params.items())]
 
     def _trial(self, number: int, composed: Any) -> float | None:
@@ -199,103 +186,12 @@ class Search:
         return value
 
 
-# -- the command line ---------------------------------------------------------------------------------------------
-
-
-def _check(typed: Sequence[str]) -> None:
-    """Refuses what cannot be searched before anything is trained."""
-    from superblock.cli.overrides import MULTIRUN, check
-
-    sweeper = _value(typed, GROUP)
-    if sweeper != SWEEPER:
-        raise ConfigError(f"{GROUP}={sweeper}: must be basic or {SWEEPER}")
-    if not _installed():
-        raise ConfigError(f"{GROUP}={SWEEPER}: needs the extra `search`; pip install 'superblock[search]'")
-    if not MULTIRUN & set(typed):
-        raise ConfigError(f"{GROUP}={SWEEPER}: has an effect only with --multirun")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(f"{GROUP}={SWEEPER}: a search runs in one process; start it without torchrun")
-    if (launcher := _value(typed, "hydra/launcher", "basic")) != "basic":
-        raise ConfigError(
-            f"hydra/launcher={launcher}: trials of a search follow each other in this process; leave it out"
-        )
-    check(COMMANDS["run"], [word for word in typed if "=" in word], multirun=True)
-    _check_configuration(_corner(typed))
-
-
-def _check_configuration(config: RunConfig) -> None:
-    """What the trials share must allow a search."""
-    if config.name is not None:
-        raise ConfigError(
-            f"name={config.name}: trials are named after their study; hydra.sweeper.study_name names that"
-        )
-    if config.resume != "none" or config.exit_at is not None:
-        raise ConfigError("resume: a search begins its runs; leave it out, the same command goes on with the search")
-    if config.promote:
-        raise ConfigError("promote=true: the trials of a search are not promoted; train the best one again for that")
-    if not config.evaluation.test:
-        raise ConfigError(
-            "evaluation.test=false: trials are compared by the whole validation split, which it leaves out"
-        )
-
-
-def _corner(typed: Sequence[str]) -> RunConfig:
-    """The configuration at the first values of all ranges, or at the last ones; whatever is fixed must work in one of them.
-
-    Raises:
-        ConfigError: if there is no range, or neither works.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from superblock.cli.overrides import literal
-
-    words = [literal(word) for word in typed if "=" in word and not _is_hydra(word)]
-    overrides = [OverridesParser.create().parse_override(word) for word in words]
-    swept = any(override.is_sweep_override() for override in overrides)
-    if not swept and not any(_key(word).startswith("hydra.sweeper.params") for word in typed):
-        raise ConfigError(
-            f"{GROUP}={SWEEPER}: needs something to search, such as 'optim.learning_rate=interval(0.001,0.01)'"
-        )
-    corners = [[_end(override, end) for override in overrides] for end in (0, -1)]
-    try:
-        return compose_run(corners[0])
-    except ConfigError:
-        if not swept:
-            raise
-        try:
-            return compose_run(corners[1])
-        except ConfigError:
-            pass
-        raise
-
-
-def _end(override: Any, end: int) -> str:
-    """An override with the first or the last of its values."""
-    if not override.is_sweep_override():
-        return str(override.input_line)
-    key = override.get_key_element()
-    if override.is_interval_sweep():
-        value = override.value()
-        return f"{key}={value.end if end else value.start}"
-    return f"{key}={list(override.sweep_string_iterator())[end]}"
-
-
-def _study_name(typed: Sequence[str]) -> str:
-    """As given, or one that the same command has again as long as the code is the same."""
-    from superblock.tracking.provenance import code_state
-
-    given = _value(typed, "hydra.sweeper.study_name", "")
-    if given and not re.fullmatch(STUDY_NAME, given):
-        raise ConfigError(
-            f"hydra.sweeper.study_name={given}: must be letters, digits, '.', '_' and '-', at most 48, not starting with a sign"
-        )
-    words = sorted(word for word in typed if _key(word) not in NOT_THE_SEARCH)
-    return given or f"search-{hashlib.sha256(' '.join([*words, code_state().commit]).encode()).hexdigest()[:8]}"
+# -- parts --------------------------------------------------------------------------------------------------------
 
 
 def _same_search(study: Any, typed: Sequence[str]) -> None:
     """Notes what a new study searches, and refuses to go on with another search in it."""
-    words = {_key(word): word for word in typed if not word.startswith("-") and not _may_change(_key(word))}
+    words = {key_of(word): word for word in typed if not word.startswith("-") and not may_change(key_of(word))}
     begun = study.user_attrs.get(WORDS)
     if begun is None:
         study.set_user_attr(WORDS, words)
@@ -305,36 +201,6 @@ def _same_search(study: Any, typed: Sequence[str]) -> None:
             f"hydra.sweeper.study_name={study.study_name}: this search was begun with {begun.get(key, f'no {key}')}, not "
             f"{words.get(key, f'no {key}')}; give the new one another name, or type what it was begun with"
         )
-
-
-def _may_change(key: str) -> bool:
-    return key in NOT_THE_SEARCH or key.startswith(NOT_THE_TRIALS)
-
-
-def _sweeper(study: str, typed: Sequence[str]) -> Any:
-    """Hydra's configuration of the sweeper."""
-    from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
-
-    own = _own(study)
-    words = [word for word in typed if _is_hydra(word) and _key(word) not in own]
-    with initialize_config_module("superblock.conf", version_base="1.3"):
-        composed = compose("run", overrides=[*words, *(f"{k}={v}" for k, v in own.items())], return_hydra_config=True)
-    sweeper = composed.hydra.sweeper
-    if getattr(sweeper.direction, "name", sweeper.direction) != "minimize":
-        raise ConfigError("hydra.sweeper.direction: bits per byte are better when they are lower; leave it out")
-    if not OmegaConf.is_dict(sweeper.storage):
-        raise ConfigError(
-            "hydra.sweeper.storage: must stay a table; another data base is hydra.sweeper.storage.url=<address>"
-        )
-    if sweeper.n_trials < 1:
-        raise ConfigError(f"hydra.sweeper.n_trials={sweeper.n_trials}: must be at least 1")
-    return sweeper
-
-
-def _own(study: str) -> dict[str, Any]:
-    """What this command adds to the words that were typed, or says instead of them."""
-    return {GROUP: OURS, "hydra.sweeper.study_name": study, "hydra.sweep.dir": (FOLDER / study).as_posix()}
 
 
 @contextmanager
@@ -360,22 +226,3 @@ def _quiet() -> Iterator[None]:
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category)
         yield
-
-
-def _installed() -> bool:
-    try:
-        return importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _is_hydra(word: str) -> bool:
-    return _key(word).startswith(("hydra.", "hydra/"))
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
-
-
-def _value(words: Sequence[str], key: str, otherwise: str = "") -> str:
-    return next((word.partition("=")[2] for word in reversed(words) if _key(word) == key), otherwise)

@@ -15,6 +15,8 @@ PEER = "transformers"
 NOT_SIZES = frozenset(
     {"variants", "flops", "largest_difference", "fastest_baseline", "seconds", "disturbed", "kept_disturbed"}
 )
+ABLATION, PROBES = "superblock.ablation/1", "superblock.probes/1"
+"""Schemas of records."""
 LEVEL = 0.05
 BITS = "test/bits_per_byte"
 FEWER, MORE = "fewer bits per byte", "more bits per byte"
@@ -40,7 +42,7 @@ def rank(record: RecordFacts) -> tuple[bool, float, str]:
 def probed(record: RecordFacts) -> dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]]:
     """The scored runs of a record of the probes with their names, by task and arm, in its order."""
     rows: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
-    if str(record.content["schema"]).startswith("superblock.probes/"):
+    if record.content["schema"] == PROBES:
         for name, run in (record.content.get("runs") or {}).items():
             if _number(run.get("score")) is not None:
                 rows[(str(run["task"]), str(run["arm"]))].append((name, run))
@@ -105,7 +107,7 @@ def ablation_rows(records: Iterable[RecordFacts]) -> tuple[AblationRow, ...]:
     found: list[AblationRow] = []
     for record in records:
         results = record.content.get("results") or {}
-        if str(record.content["schema"]).startswith("superblock.ablation/"):
+        if record.content["schema"] == ABLATION:
             found += makers.get(record.suite, _sweep)(record_name(record), results)
     return tuple(found)
 

@@ -9,6 +9,7 @@ from superblock.reporting.collect_folders import read_folders
 from superblock.reporting.collect_records import read_records
 from superblock.reporting.collect_store import read_store
 from superblock.reporting.facts import Facts, RunFacts
+from superblock.reporting.phrases import plural
 from superblock.reporting.run_facts import TRAINING, Told, doubts, run_facts
 from superblock.reporting.selection import is_asked
 from superblock.tracking.runs import INTERRUPTED, runs_root
@@ -39,13 +40,13 @@ def collect(config: ReportConfig, *, say: Callable[[str], None]) -> Facts:
     if config.source in ("auto", "spool"):
         told += read_folders(runs_root(), problems.append)
         sources.append(f"the folders below {runs_root()}/")
-        say(f"{_count(len(told), 'run')} in {runs_root()}/")
+        say(f"{plural(len(told), 'run')} in {runs_root()}/")
     if config.source in ("auto", "mlflow"):
         more, place = _from_store(config, told, problems)
         told += more
         if place and (more or config.source == "mlflow"):
             sources.append(f"MLflow at {place}")
-            say(f"{_count(len(more), 'run')}{' more' if config.source == 'auto' else ''} in MLflow at {place}")
+            say(f"{plural(len(more), 'run')}{' more' if config.source == 'auto' else ''} in MLflow at {place}")
     runs, others = _chosen(told, config.select, problems)
     records = read_records(config.records, problems.append)
     return Facts(runs, records, " and ".join(sources), tuple(problems), others)
@@ -113,7 +114,3 @@ def _others(finished: list[RunFacts], select: SelectConfig) -> str:
 def _names(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from superblock.reporting.benchmarked import ablation_rows, probe_rows, speed_rows
-from superblock.reporting.current_records import ABLATION, PROBES, current
+from superblock.reporting.benchmarked import ABLATION, PROBES, ablation_rows, probe_rows, speed_rows
+from superblock.reporting.current_records import current
 from superblock.reporting.facts import RecordFacts
 from superblock.reporting.harnessed import SCHEMA as HARNESS
 from superblock.reporting.harnessed import harness_rows

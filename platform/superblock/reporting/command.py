@@ -25,6 +25,7 @@ from superblock.config.typed import typed
 from superblock.reporting.content import NoBaseline, Report
 from superblock.reporting.facts import Facts
 from superblock.reporting.lock import Busy, only_one
+from superblock.reporting.phrases import plural
 from superblock.reporting.recorded import record
 from superblock.reporting.schedule import due
 from superblock.reporting.schedule.arrange import arrange, folder_of, remove, state_file
@@ -152,7 +153,7 @@ def write(config: ReportConfig, shelf: Shelf, problems: list[str], *, say: Say) 
     baseline = baseline_of(config, shelf, problems)
     with phase("collected", say) as done:
         facts = collect(config, say=say)
-        done(f"{_count(len(facts.runs), 'run')}, {_count(len(facts.records), 'record')} from {facts.source}")
+        done(f"{plural(len(facts.runs), 'run')}, {plural(len(facts.records), 'record')} from {facts.source}")
     if not facts.runs and not facts.records:
         for problem in (*problems, *facts.problems):
             say(f"  {problem}")
@@ -308,10 +309,6 @@ def phase(name: str, say: Say) -> Iterator[Callable[[str], None]]:
         say(f"{name:<10} {what}  ({time.monotonic() - began:.1f} s)")
 
     yield done
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _selected(config: ReportConfig) -> str:

@@ -3,13 +3,12 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from superblock.reporting.benchmarked import is_complete, probed, rank, record_name
+from superblock.reporting.benchmarked import ABLATION, PROBES, is_complete, probed, rank, record_name
 from superblock.reporting.facts import RecordFacts
 from superblock.reporting.harnessed import SCHEMA as HARNESS
 from superblock.reporting.harnessed import limit_of
 
 Problem = Callable[[str], None]
-ABLATION, PROBES = "superblock.ablation/1", "superblock.probes/1"
 
 
 def current(records: Iterable[RecordFacts], problem: Problem) -> tuple[RecordFacts, ...]:
