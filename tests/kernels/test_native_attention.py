@@ -225,13 +225,15 @@ def test_operators() -> None:
     q, k, v, _ = (x.float().requires_grad_() for x in make(2, 20, 20, 4, 2, 16))
     positions = documents(20, 2).position_ids_BT
     check: Any = torch.library.opcheck
-    check(attention, (q, k, v, positions, 5, 0))
-    check(attention, (q, k, v, None, 0, 0))
+    check(attention.registered, (q, k, v, positions, 5, 0))
+    check(attention.registered, (q, k, v, None, 0, 0))
     for heads in (8, 12):
         rows = torch.randn(2, 20, heads, 16, requires_grad=True)
         weights = [torch.ones(16, requires_grad=True) for _ in range(2)]
-        check(attention_layer, (rows, *weights, positions, True, 4, 2, 0, 4, 1e4, 1e-6))
-    check(attention_positions, (rows.detach(), *(w.detach() for w in weights), positions, 4, 2, 4, 1e4, 1e-6))
+        check(attention_layer.registered, (rows, *weights, positions, True, 4, 2, 0, 4, 1e4, 1e-6))
+    check(
+        attention_positions.registered, (rows.detach(), *(w.detach() for w in weights), positions, 4, 2, 4, 1e4, 1e-6)
+    )
 
 
 def test_wrong_use() -> None:

@@ -124,5 +124,5 @@ def test_every_thread_count_gives_the_same_bits() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_operators_describe_themselves(dtype: torch.dtype) -> None:
     logits, labels = rows(5, 21)
-    torch.library.opcheck(native.native_row_losses, (logits.to(dtype), labels, 1e-3, True))
-    torch.library.opcheck(native.native_row_scores, (logits.to(dtype), labels))
+    torch.library.opcheck(native.native_row_losses.registered, (logits.to(dtype), labels, 1e-3, True))
+    torch.library.opcheck(native.native_row_scores.registered, (logits.to(dtype), labels))

@@ -183,11 +183,11 @@ def test_only_one_input_needs_a_gradient(name: str) -> None:
 def test_the_operations_keep_torch_contracts() -> None:
     tensors = cast(make(20), torch.float32)
     inputs = [tensors[n].requires_grad_(n in NAMES) for n in ("x", "gate_up", "down", "index", "weight", *NAMES[4:])]
-    torch.library.opcheck(native.mix_experts_native, (*inputs, torch.float32, True))
+    torch.library.opcheck(native.mix_experts_native.registered, (*inputs, torch.float32, True))
     detached = [t.detach() for t in inputs]
     with torch.no_grad():
         y, _, *kept = native.mix_experts_native(*detached, torch.bfloat16, True)
-    torch.library.opcheck(native.mix_experts_backward, (y, *detached, *kept, torch.bfloat16, True))
+    torch.library.opcheck(native.mix_experts_backward.registered, (y, *detached, *kept, torch.bfloat16, True))
 
 
 def test_wrong_use_is_an_error_in_words() -> None:

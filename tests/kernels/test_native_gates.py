@@ -102,7 +102,9 @@ def test_every_thread_count_gives_the_same_bits() -> None:
 
 
 def test_operators_describe_themselves() -> None:
-    torch.library.opcheck(native_gates.delta_gates, (*(t.requires_grad_() for t in inputs_of((2, 7), 20, 3)), 2.0))
+    torch.library.opcheck(
+        native_gates.delta_gates.registered, (*(t.requires_grad_() for t in inputs_of((2, 7), 20, 3)), 2.0)
+    )
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])

@@ -165,8 +165,8 @@ def test_operators_describe_themselves(dtype: torch.dtype) -> None:
     x, w, z = draw(2, 3, 4, 20), draw(20, seed=1), draw(2, 3, 4, 20, seed=2)
     for leaf in (x, w, z):
         leaf.requires_grad_()
-    torch.library.opcheck(native.rms_norm, (x, w, 1e-5, dtype, dtype == HALF))
-    torch.library.opcheck(native.gated_rms_norm, (x, w, z.to(dtype), 1e-5, dtype))
+    torch.library.opcheck(native.rms_norm.registered, (x, w, 1e-5, dtype, dtype == HALF))
+    torch.library.opcheck(native.gated_rms_norm.registered, (x, w, z.to(dtype), 1e-5, dtype))
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])

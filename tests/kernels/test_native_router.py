@@ -166,11 +166,11 @@ def test_strides_threads_and_half_inputs() -> None:
 def test_the_operations_keep_torch_contracts() -> None:
     h, router, bias = torch.randn(20, 32, requires_grad=True), torch.randn(5, 32, requires_grad=True), torch.zeros(4)
     settings = (2, True, 1.0, 0.1, 0.1)
-    torch.library.opcheck(native_router.route, (h, router, bias, *settings))
+    torch.library.opcheck(native_router.route.registered, (h, router, bias, *settings))
     with torch.no_grad():
         weight, index, gate, loss, counts, _, scores, lse = native_router.route(h, router, bias, *settings)
         kept = (h.detach(), router.detach(), bias, index, weight, gate, counts, scores, lse)
-    torch.library.opcheck(native_router.route_backward, (weight, gate, loss, *kept, *settings))
+    torch.library.opcheck(native_router.route_backward.registered, (weight, gate, loss, *kept, *settings))
 
 
 def test_choice() -> None:

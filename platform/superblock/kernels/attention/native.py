@@ -18,7 +18,7 @@ from torch import Tensor
 
 from superblock.kernels.attention.eager import eager
 from superblock.kernels.attention.rope import angles
-from superblock.kernels.native import NativeLibrary
+from superblock.kernels.native import NativeLibrary, native_operator
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.precision import compute_dtype
 
@@ -92,7 +92,7 @@ def native_positions(
     return attention_positions(rows_BTnK, query_norm_K, key_norm_K, pack.position_ids_BT, *heads, rotated, theta, eps)
 
 
-@torch.library.custom_op("superblock::attention", mutates_args=(), device_types="cpu")
+@native_operator("attention")
 def attention(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, position_ids_BT: Tensor | None, window: int, query_start: int
 ) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ def _(
     return _outputs(q_BTHK, k_BSGK)
 
 
-@torch.library.custom_op("superblock::attention_backward", mutates_args=(), device_types="cpu")
+@native_operator("attention_backward")
 def attention_backward(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, y_BTHK: Tensor, sums: Tensor, dy_BTHK: Tensor,
     position_ids_BT: Tensor | None, window: int, query_start: int,
@@ -162,7 +162,7 @@ def _gradients(ctx: Any, dy_BTHK: Tensor | None, _: Tensor | None) -> tuple[Tens
 attention.register_autograd(_gradients, setup_context=_save)
 
 
-@torch.library.custom_op("superblock::attention_layer", mutates_args=(), device_types="cpu")
+@native_operator("attention_layer")
 def attention_layer(
     rows_BTnK: Tensor, query_norm_K: Tensor, key_norm_K: Tensor, position_ids_BT: Tensor, packed: bool,
     H: int, G: int, window: int, rotated: int, theta: float, eps: float,
@@ -191,7 +191,7 @@ def _(
     return y_BTHK, torch.empty_like(y_BTHK if gate is not None else y_BTHK[:0]), sums
 
 
-@torch.library.custom_op("superblock::attention_layer_backward", mutates_args=(), device_types="cpu")
+@native_operator("attention_layer_backward")
 def attention_layer_backward(
     rows_BTnK: Tensor, query_norm_K: Tensor, key_norm_K: Tensor, position_ids_BT: Tensor, o_BTHK: Tensor, sums: Tensor,
     dy_BTHK: Tensor, packed: bool, H: int, G: int, window: int, rotated: int, theta: float, eps: float,
@@ -235,7 +235,7 @@ def _layer_gradients(ctx: Any, dy_BTHK: Tensor | None, *_: Tensor | None) -> tup
 attention_layer.register_autograd(_layer_gradients, setup_context=_save_layer)
 
 
-@torch.library.custom_op("superblock::attention_positions", mutates_args=(), device_types="cpu")
+@native_operator("attention_positions")
 def attention_positions(
     rows_BTnK: Tensor, query_norm_K: Tensor, key_norm_K: Tensor, position_ids_BT: Tensor, H: int, G: int,
     rotated: int, theta: float, eps: float,

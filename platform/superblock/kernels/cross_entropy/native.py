@@ -7,7 +7,7 @@ from torch import Tensor
 
 from superblock.kernels.cross_entropy.reference import IGNORE
 from superblock.kernels.cross_entropy.rows import torch_row_losses, torch_row_scores
-from superblock.kernels.native import NativeLibrary
+from superblock.kernels.native import NativeLibrary, native_operator
 
 
 def fits(logits_dtype: torch.dtype, device: torch.device) -> bool:
@@ -15,7 +15,7 @@ def fits(logits_dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and logits_dtype in (torch.float32, torch.bfloat16) and LIBRARY.why_not() is None
 
 
-@torch.library.custom_op("superblock::row_losses", mutates_args=("logits_CV",), device_types="cpu")
+@native_operator("row_losses", mutates=("logits_CV",))
 def native_row_losses(logits_CV: Tensor, labels_C: Tensor, z_loss: float, gradient: bool) -> Tensor:
     """Like `rows.torch_row_losses`: each row's loss, fp32; with `gradient`, the logits become their gradient.
 
@@ -33,7 +33,7 @@ def _(logits_CV: Tensor, labels_C: Tensor, z_loss: float, gradient: bool) -> Ten
     return logits_CV.new_empty(len(logits_CV), dtype=torch.float32)
 
 
-@torch.library.custom_op("superblock::row_scores", mutates_args=(), device_types="cpu")
+@native_operator("row_scores")
 def native_row_scores(logits_CV: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor]:
     """Like `rows.torch_row_scores`: nll, fp32, and rank, int64. Raises IndexError as `native_row_losses` does."""
     labels_C = _checked(logits_CV, labels_C)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from superblock.kernels.delta_rule.reference import recurrent
-from superblock.kernels.native import NativeLibrary
+from superblock.kernels.native import NativeLibrary, native_operator
 from superblock.kernels.packing import PackInfo
 
 FEW_TOKENS = 16
@@ -44,7 +44,7 @@ def fused(
     dtype = q_BTGK.dtype if q_BTGK.dtype == k_BTGK.dtype == v_BTHV.dtype == torch.bfloat16 else torch.float32
     documents_BT = None if pack is None or pack.whole_rows else pack.doc_ids_BT.to(torch.int32).contiguous()
     T, K, V = q_BTGK.shape[1], q_BTGK.shape[3], v_BTHV.shape[3]
-    o, state, _, _ = torch.ops.superblock.delta_rule(
+    o, state, _, _ = _forward(
         *(x.to(dtype) for x in (q_BTGK, k_BTGK, v_BTHV)),
         *(x.float().contiguous() for x in (g_BTH, beta_BTH)),
         None if initial_state is None else initial_state.float().contiguous(),
@@ -103,7 +103,7 @@ def _belong_together(
         raise ValueError(f"delta rule in C++: {H} value heads are no multiple of {G} key heads")
 
 
-@torch.library.custom_op("superblock::delta_rule", mutates_args=(), device_types="cpu")
+@native_operator("delta_rule")
 def _forward(
     q_BTGK: Tensor,
     k_BTGK: Tensor,
@@ -152,7 +152,7 @@ def _(q, k, v, g, beta, initial, documents, chunk, keep):  # type: ignore[no-unt
     return _outputs(q, v, chunk, keep)
 
 
-@torch.library.custom_op("superblock::delta_rule_backward", mutates_args=(), device_types="cpu")
+@native_operator("delta_rule_backward")
 def _backward(
     do_BTHV: Tensor,
     dlast_BHKV: Tensor | None,
@@ -213,9 +213,7 @@ def _differentiate(ctx: Any, do: Tensor | None, dlast: Tensor | None, *_: None) 
     q, k, g, beta, documents, states, residuals = ctx.saved_tensors
     if do is None:
         do = g.new_zeros(ctx.shape)
-    *grads, dinitial = torch.ops.superblock.delta_rule_backward(
-        do, dlast, q, k, g, beta, documents, states, residuals, ctx.chunk, ctx.continued
-    )
+    *grads, dinitial = _backward(do, dlast, q, k, g, beta, documents, states, residuals, ctx.chunk, ctx.continued)
     return *grads, dinitial if ctx.continued else None, None, None, None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superblock.kernels.native import NativeLibrary
+from superblock.kernels.native import NativeLibrary, native_operator
 from superblock.kernels.packing import PackInfo
 
 MOST_TAPS = 16
@@ -25,7 +25,7 @@ def fused_conv(
     """
     documents_BT = None if pack is None or pack.whole_rows else pack.doc_ids_BT.to(torch.int32).contiguous()
     state_BWC = None if state_BWC is None else state_BWC.to(x_BTC.dtype).contiguous()
-    y, state = torch.ops.superblock.causal_conv(x_BTC, weight_CW.float().contiguous(), state_BWC, documents_BT)
+    y, state = _forward(x_BTC, weight_CW.float().contiguous(), state_BWC, documents_BT)
     return y, state
 
 
@@ -58,7 +58,7 @@ def _arguments(x: Tensor, weight: Tensor, state: Tensor | None, documents: Tenso
     return x, weight, state, documents, x.stride(0), x.stride(1), B, T, C, taps, x.dtype == torch.bfloat16
 
 
-@torch.library.custom_op("superblock::causal_conv", mutates_args=(), device_types="cpu")
+@native_operator("causal_conv")
 def _forward(x_BTC: Tensor, weight_CW: Tensor, state_BWC: Tensor | None, documents_BT: Tensor | None) -> Pair:
     """silu(conv(x)) and the last W-1 inputs, both contiguous in the dtype of `x`."""
     y, last = _outputs(x_BTC, weight_CW)
@@ -76,7 +76,7 @@ def _(x, weight, state, documents):  # type: ignore[no-untyped-def]
     return _outputs(x, weight)
 
 
-@torch.library.custom_op("superblock::causal_conv_backward", mutates_args=(), device_types="cpu")
+@native_operator("causal_conv_backward")
 def _backward(
     dy_BTC: Tensor, x_BTC: Tensor, weight_CW: Tensor, state_BWC: Tensor | None, documents_BT: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +111,7 @@ def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[T
     x, weight, state, documents = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(x)
-    dx, dweight, dstate = torch.ops.superblock.causal_conv_backward(dy, x, weight, state, documents)
+    dx, dweight, dstate = _backward(dy, x, weight, state, documents)
     if dlast is not None:  # the last inputs, copied out; those of another document were zeroed
         T, lags = x.shape[1], weight.shape[1] - 1
         if documents is not None:

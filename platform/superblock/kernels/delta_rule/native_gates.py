@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superblock.kernels.native import NativeLibrary
+from superblock.kernels.native import NativeLibrary, native_operator
 from superblock.kernels.native.rows import row_counts, rows_of
 
 _TILE, _BLOCKS = 64, 64
@@ -23,7 +23,7 @@ def fits(*inputs: Tensor) -> bool:
     )
 
 
-@torch.library.custom_op("superblock::delta_gates", mutates_args=(), device_types="cpu")
+@native_operator("delta_gates")
 def delta_gates(
     x_D: Tensor, weight_2HD: Tensor, A_log_H: Tensor, dt_bias_H: Tensor, strength: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,7 +49,7 @@ def _(
     return g_H, torch.empty_like(g_H), x_D.new_empty(-(-tokens.numel() // _TILE), 2 * H, _TILE)
 
 
-@torch.library.custom_op("superblock::delta_gates_backward", mutates_args=(), device_types="cpu")
+@native_operator("delta_gates_backward")
 def delta_gates_backward(
     x_D: Tensor,
     weight_2HD: Tensor,

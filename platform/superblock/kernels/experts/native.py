@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from superblock.kernels.experts.loop import loop, swiglu
-from superblock.kernels.native import NativeLibrary
+from superblock.kernels.native import NativeLibrary, native_operator
 from superblock.kernels.precision import compute_dtype
 
 MULTIPLE = 32
@@ -119,7 +119,7 @@ def _problem(
     ]
 
 
-@torch.library.custom_op("superblock::mix_experts", mutates_args=(), device_types="cpu")
+@native_operator("mix_experts")
 def mix_experts_native(
     x: Tensor,
     gate_up: Tensor,
@@ -165,7 +165,7 @@ def _(x, gate_up, down, index, weight, shared_gate_up, shared_down, shared_weigh
     return y, power.new_empty(2), hidden, shared_hidden
 
 
-@torch.library.custom_op("superblock::mix_experts_backward", mutates_args=(), device_types="cpu")
+@native_operator("mix_experts_backward")
 def mix_experts_backward(
     dy: Tensor,
     x: Tensor,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from superblock.kernels.experts.native import LIBRARY, MULTIPLE, _rows
+from superblock.kernels.native import native_operator
 
 
 class Routes(NamedTuple):
@@ -59,7 +60,7 @@ def route_native(
     return Routes(*out[:6])
 
 
-@torch.library.custom_op("superblock::route", mutates_args=(), device_types="cpu")
+@native_operator("route")
 def route(
     h: Tensor,
     router: Tensor,
@@ -107,7 +108,7 @@ def _(h, router, bias, top_k, softmax, scale, aux_loss, z_loss):  # type: ignore
     return _outputs(h, router, bias, top_k, z_loss)
 
 
-@torch.library.custom_op("superblock::route_backward", mutates_args=(), device_types="cpu")
+@native_operator("route_backward")
 def route_backward(
     dweight: Tensor | None,
     dgate: Tensor | None,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superblock.kernels.native import NativeLibrary
+from superblock.kernels.native import NativeLibrary, native_operator
 from superblock.kernels.native.rows import row_counts, rows_of
 from superblock.kernels.norm.reference import reference_gated_rms_norm, reference_rms_norm
 
@@ -38,7 +38,7 @@ def fits_gated(x_D: Tensor, weight_D: Tensor, gate_D: Tensor, dtype: torch.dtype
     )
 
 
-@torch.library.custom_op("superblock::rms_norm", mutates_args=(), device_types="cpu")
+@native_operator("rms_norm")
 def rms_norm(
     x_D: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype, wide: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,7 +63,7 @@ def _(x_D: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype, wide: bool)
     return x_D.new_empty(x_D.shape, dtype=dtype), wide_D, x_D.new_empty(x_D.shape[:-1], dtype=torch.float32)
 
 
-@torch.library.custom_op("superblock::rms_norm_backward", mutates_args=(), device_types="cpu")
+@native_operator("rms_norm_backward")
 def rms_norm_backward(
     x_D: Tensor, weight_D: Tensor, scale_R: Tensor, dy_D: Tensor | None, dwide_D: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ def _gradients(ctx: Any, dy_D: Tensor | None, dwide_D: Tensor | None, _: None) -
 rms_norm.register_autograd(_gradients, setup_context=_save)
 
 
-@torch.library.custom_op("superblock::gated_rms_norm", mutates_args=(), device_types="cpu")
+@native_operator("gated_rms_norm")
 def gated_rms_norm(
     x_D: Tensor, weight_D: Tensor, gate_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,7 @@ def _(x_D: Tensor, weight_D: Tensor, gate_D: Tensor, eps: float, dtype: torch.dt
     return x_D.new_empty(x_D.shape, dtype=dtype), x_D.new_empty(x_D.shape[:-1], dtype=torch.float32)
 
 
-@torch.library.custom_op("superblock::gated_rms_norm_backward", mutates_args=(), device_types="cpu")
+@native_operator("gated_rms_norm_backward")
 def gated_rms_norm_backward(
     x_D: Tensor, weight_D: Tensor, gate_D: Tensor, scale_R: Tensor, dy_D: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superblock.kernels.native import NativeLibrary
+from superblock.kernels.native import NativeLibrary, native_operator
 from superblock.kernels.native.rows import row_counts, rows_of
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -22,7 +22,7 @@ def fits(gate_up_2F: Tensor) -> bool:
     )
 
 
-@torch.library.custom_op("superblock::swiglu", mutates_args=(), device_types="cpu")
+@native_operator("swiglu")
 def swiglu(gate_up_2F: Tensor) -> Tensor:
     """silu(gate) * up [..., F] of rows [gate | up] with any strides, fp32 or bf16."""
     assert gate_up_2F.dtype in _DTYPES, f"the C++ SwiGLU takes fp32 and bf16, not {gate_up_2F.dtype}"
@@ -39,7 +39,7 @@ def _(gate_up_2F: Tensor) -> Tensor:
     return gate_up_2F.new_empty(*gate_up_2F.shape[:-1], gate_up_2F.shape[-1] // 2)
 
 
-@torch.library.custom_op("superblock::swiglu_backward", mutates_args=(), device_types="cpu")
+@native_operator("swiglu_backward")
 def swiglu_backward(gate_up_2F: Tensor, dy_F: Tensor) -> Tensor:
     """The gradient of `gate_up`, in its dtype, which is that of `dy`."""
     assert dy_F.dtype == gate_up_2F.dtype, "a gradient has the dtype of its tensor"
