@@ -1,4 +1,4 @@
-"""The C++ router against the layer's PyTorch form in float64: choices, weights, losses, statistics and gradients."""
+"""The C++ router, and the whole MoE layer in one operation, against the layer's PyTorch form in float64."""
 
 import copy
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from superblock.config.model import MoEConfig
-from superblock.kernels.experts import native, native_router
+from superblock.kernels.experts import native, native_layer, native_router
 from superblock.kernels.experts.backend import router_is_native
 from superblock.kernels.experts.native_router import Routes, route_native
 from superblock.kernels.native import processor
@@ -52,20 +52,20 @@ def tokens(count: int) -> Tensor:
     return torch.randn(1, count, D, generator=torch.Generator().manual_seed(count))
 
 
-def outcome(moe: MoE, x: Tensor) -> dict[str, Tensor]:
-    """Output, reports and all gradients of a function of output and loss."""
+def outcome(moe: MoE, x: Tensor, whole: bool = False) -> dict[str, Tensor]:
+    """Output, reports and all gradients of a function of output and loss; `whole` with the residual stream."""
     x = x.detach().requires_grad_()
-    y, routing = moe(x)
+    y, routing = moe(x, residual=whole)
     grads = torch.autograd.grad(y.double().sin().sum() + 3 * routing.loss, [x, *moe.parameters()], allow_unused=True)
     named = zip(["x", *dict(moe.named_parameters())], grads, strict=True)
     reports = {"y": y, "loss": routing.loss, "counts": routing.counts_E, "stats": routing.stats}
     return reports | {name: torch.zeros(()) if grad is None else grad for name, grad in named}
 
 
-def exact(moe: MoE, x: Tensor) -> dict[str, Tensor]:
+def exact(moe: MoE, x: Tensor, whole: bool = False) -> dict[str, Tensor]:
     slow = copy.deepcopy(moe).double()
     slow.config.backend = "loop"
-    return outcome(slow, x.double())
+    return outcome(slow, x.double(), whole)
 
 
 def assert_near(actual: dict[str, Tensor], expected: dict[str, Tensor], bound: float) -> None:
@@ -80,31 +80,38 @@ def level(name: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "LIBRARY", other)
         patch.setattr(native_router, "LIBRARY", other)
+        patch.setattr(native_layer, "LIBRARY", other)
         yield
+
+
+@pytest.fixture(params=[False, True], ids=["steps", "whole"])
+def whole(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("count", [1, 45, 256])
-def test_whole_layer(variant: str, count: int) -> None:
+def test_layer(variant: str, count: int, whole: bool) -> None:
     moe, x = layer(**VARIANTS[variant]), tokens(count)
-    assert_near(outcome(moe, x), exact(moe, x), 1e-5)
+    assert_near(outcome(moe, x, whole), exact(moe, x, whole), 1e-5)
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_every_level(name: str) -> None:
+def test_every_level(name: str, whole: bool) -> None:
     for variant in ("shared gate", "softmax", "many"):
         moe, x = layer(**VARIANTS[variant]), tokens(77)
         with level(name):
-            assert_near(outcome(moe, x), exact(moe, x), 1e-5)
+            assert_near(outcome(moe, x, whole), exact(moe, x, whole), 1e-5)
 
 
-def test_under_autocast_the_router_stays_exact() -> None:
+def test_under_autocast_the_router_stays_exact(whole: bool) -> None:
     moe, x = layer(aux_loss=0.3), tokens(100)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = outcome(moe, x)
-    single, want = outcome(moe, x), exact(moe, x)
+        mixed = outcome(moe, x, whole)
+    single, want = outcome(moe, x, whole), exact(moe, x, whole)
     assert torch.equal(mixed["counts"], single["counts"]) and torch.equal(mixed["loss"], single["loss"])
-    assert mixed["y"].dtype == torch.bfloat16 and {mixed[n].dtype for n, _ in moe.named_parameters()} == {torch.float32}
+    assert mixed["y"].dtype == (torch.float32 if whole else torch.bfloat16)
+    assert {mixed[n].dtype for n, _ in moe.named_parameters()} == {torch.float32}
     assert_near(mixed, want, 3e-2)
 
 
@@ -171,6 +178,76 @@ def test_the_operations_keep_torch_contracts() -> None:
         weight, index, gate, loss, counts, _, scores, lse = native_router.route(h, router, bias, *settings)
         kept = (h.detach(), router.detach(), bias, index, weight, gate, counts, scores, lse)
     torch.library.opcheck(native_router.route_backward.registered, (weight, gate, loss, *kept, *settings))
+    for variant in ("shared gate", "softmax", "no shared expert"):
+        moe, x = layer(**VARIANTS[variant]), tokens(20)[0].requires_grad_()
+        p, c = dict(moe.named_parameters()), moe.config
+        names = ("norm.weight", "router.weight", "shared_gate", "", "gate_up", "down", "shared_gate_up", "shared_down")
+        weights = [moe.balance_bias if not name else p.get(name) for name in names]
+        chosen = (1e-6, torch.float32, c.top_k, c.score == "softmax", c.route_scale, c.aux_loss, c.z_loss)
+        torch.library.opcheck(native_layer.moe_layer.registered, (x, *weights, *chosen, True))
+        still = [None if t is None else t.detach() for t in (x, *weights)]
+        with torch.no_grad():
+            y, loss, counts, _, *state = native_layer.moe_layer(*still, *chosen, True)
+        torch.library.opcheck(
+            native_layer.moe_layer_backward.registered, (y, loss, *still, counts, state, *chosen, True)
+        )
+
+
+def test_one_operation_serves_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    real = native_layer.LIBRARY.call
+
+    def call(name: str, *arguments: Any) -> None:
+        calls.append(name)
+        real(name, *arguments)
+
+    monkeypatch.setattr(native_layer.LIBRARY, "call", call)
+    outcome(layer(), tokens(5), whole=True)
+    assert calls == ["router_forward", "experts_forward", "experts_backward", "router_backward"]
+    calls.clear()
+    outcome(layer(backend="sorted"), tokens(5), whole=True)
+    seed = layer()
+    seed.norm = None  # the literal wiring
+    outcome(seed, tokens(5), whole=True)
+    assert calls == ["router_forward", "experts_forward", "experts_backward", "router_backward"]
+
+
+def test_a_whole_layer_of_any_strides_and_dtype() -> None:
+    moe, x = layer(shared_gate=True, aux_loss=0.3), tokens(70)
+    plain = outcome(moe, x, whole=True)
+    turned = x.transpose(1, 2).contiguous().transpose(1, 2)
+    for strided in (turned, torch.cat([x, x], dim=-1)[..., :D]):
+        found = outcome(moe, strided, whole=True)
+        assert all(torch.equal(found[name], value) for name, value in plain.items())
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(outcome(moe, x, whole=True)["y"], plain["y"])
+    finally:
+        torch.set_num_threads(before)
+    half = copy.deepcopy(moe).bfloat16()
+    rounded = outcome(half, x.bfloat16(), whole=True)
+    assert rounded["y"].dtype == rounded["x"].dtype == rounded["gate_up"].dtype == torch.bfloat16
+    assert_near(rounded, exact(half, x.bfloat16(), whole=True) | {"counts": rounded["counts"]}, 3e-2)
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    moe, x = layer(shared_gate=True, aux_loss=0.3), tokens(40)
+    every = outcome(moe, x, whole=True)
+    for kept in dict(moe.named_parameters()):
+        for name, parameter in moe.named_parameters():
+            parameter.requires_grad_(name == kept)
+        y, routing = moe(x, residual=True)
+        (y.double().sin().sum() + 3 * routing.loss).backward()
+        gradient = moe.get_parameter(kept).grad
+        assert gradient is not None and torch.allclose(gradient, every[kept], rtol=1e-6, atol=1e-7), kept
+    alone = x.detach().requires_grad_()
+    moe.requires_grad_(False)
+    losses = [moe(alone, residual=way)[1].loss for way in (True, False)]
+    a, b = (torch.autograd.grad(loss, alone)[0] for loss in losses)
+    torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        assert moe(alone, residual=True)[0].grad_fn is None
 
 
 def test_choice() -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from superblock.config.model import MoEConfig
 from superblock.kernels.experts import mix_experts
 from superblock.kernels.experts.backend import router_is_native
+from superblock.kernels.experts.native_layer import Settings, Weights, native_layer, unfit
 from superblock.kernels.experts.native_router import Routes, route_native
-from superblock.kernels.precision import accumulation_dtype, fp32_island
+from superblock.kernels.precision import accumulation_dtype, compute_dtype, fp32_island
 from superblock.models.norm import RMSNorm
 
 STATS = ("router_logit_rms", "gate_top1_mean", "gate_entropy", "shared_routed_ratio")
@@ -57,8 +58,31 @@ class MoE(nn.Module):
         self.shared_gate = nn.Parameter(torch.empty(d_model)) if shared and config.shared_gate else None
         self.register_buffer("balance_bias", torch.zeros(E))
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
-        """The layer's contribution to the residual stream, and what its router did."""
+    def forward(self, x_BTD: Tensor, *, residual: bool = False) -> tuple[Tensor, Routing]:
+        """The layer's contribution to the residual stream, plus the stream if `residual`; and what its router did."""
+        if residual and (whole := self._whole(x_BTD)) is not None:
+            return whole
+        y_BTD, routing = self._contribution(x_BTD)
+        return x_BTD + y_BTD if residual else y_BTD, routing
+
+    def _whole(self, x_BTD: Tensor) -> tuple[Tensor, Routing] | None:
+        """Norm, router, experts and the addition as one kernel, where there is one."""
+        c = self.config
+        if self.norm is None or c.backend not in ("auto", "native"):
+            return None
+        shared = self.shared_gate_up, self.shared_down
+        weights = Weights(
+            self.norm.weight, self.router.weight, self.shared_gate, self.balance_bias, self.gate_up, self.down, *shared
+        )
+        dtype, softmax = compute_dtype(x_BTD), c.score == "softmax"
+        settings = Settings(self.norm.eps, dtype, c.top_k, softmax, c.route_scale, c.aux_loss, c.z_loss)
+        x_ND = x_BTD.flatten(0, 1)
+        if unfit(x_ND, weights, settings) is not None:
+            return None
+        y_ND, loss, counts_E, stats = native_layer(x_ND, weights, settings)
+        return y_ND.view_as(x_BTD), Routing(loss, counts_E, stats)
+
+    def _contribution(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         h_BTD, unrounded_BTD = (x_BTD, x_BTD) if self.norm is None else self.norm.for_products_and_wide(x_BTD)
         with fp32_island(x_BTD.device.type):
             routes = self._routes(unrounded_BTD.flatten(0, 1))

@@ -38,8 +38,8 @@ class Layer(nn.Module):
     def forward(self, x_BTD: Tensor, pack: PackInfo, state: object = None) -> tuple[Tensor, Routing]:
         """The residual stream after both sublayers, in its own dtype (fp32 under autocast)."""
         x_BTD = x_BTD + self._mix(x_BTD, pack, state)
-        y_BTD, routing = self.moe(x_BTD)
-        return x_BTD + y_BTD, routing
+        stream_BTD, routing = self.moe(x_BTD, residual=True)
+        return stream_BTD, routing
 
     def _mix(self, x_BTD: Tensor, pack: PackInfo, state: object) -> Tensor:
         """Norm and mixer. All that reads the normed stream are matrix products, and the gates of Gated DeltaNet."""

@@ -67,10 +67,11 @@ static void run_expert(const ForwardScratch<T>& s, int64_t rows, int64_t D, int6
   }
 }
 
+// `stream` [N, D] is added to the result unless it is null.
 // `hidden` [N k, 2 F] and `shared_hidden` [N, 2 F of the shared expert] may be null; `parts` [N k, D] is for the way;
 // power [N / 32 rounded up, 2] gets the sums of squares of the routed and the shared part, 32 tokens at a time.
 template <class T>
-static void forward(const Problem& p, const Rows& y, T* hidden, T* shared_hidden, T* parts, float* power,
+static void forward(const Problem& p, const Rows& y, const Rows& stream, T* hidden, T* shared_hidden, T* parts, float* power,
                     int64_t threads) {
   Plan plan(p);
   int64_t D = p.D, pieces = plan.pieces.size(), blocks = (p.N + BLOCK - 1) / BLOCK, wide = std::max(p.F, p.shared.F);
@@ -115,7 +116,7 @@ static void forward(const Problem& p, const Rows& y, T* hidden, T* shared_hidden
           V routed{};
           for (int64_t j = 0; j < p.k; j++) routed += load(parts + row[j] * D + d);
           V shared = F ? load(s.out + i * D + d) * scale : V{};
-          y.put(n0 + i, d, routed + shared);
+          y.put(n0 + i, d, stream.data ? stream.get(n0 + i, d) + routed + shared : routed + shared);
           routed_power += routed * routed;
           shared_power += shared * shared;
         }

@@ -141,7 +141,7 @@ def mix_experts_native(
     y, power, hidden, shared_hidden = _outputs(x, down, index, shared_down, dtype, keep)
     parts = hidden.new_empty(index.numel(), x.shape[1])
     kept = (hidden, shared_hidden) if keep else (None, None)
-    LIBRARY.call("experts_forward", *args, y, int(y.dtype == torch.bfloat16), *kept, parts, power)
+    LIBRARY.call("experts_forward", *args, y, int(y.dtype == torch.bfloat16), None, 0, *kept, parts, power)
     return y, power.sum(0), hidden, shared_hidden
 
 

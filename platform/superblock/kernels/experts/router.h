@@ -6,27 +6,55 @@
 #include <vector>
 #include "plan.h"
 
+// The norm that makes the router's tokens, h = x * scale * weight; x null: there is none.
+struct Norm {
+  Rows x;               // [N, D]
+  const float* weight;  // [D]
+  float epsilon;
+  float* scales;  // [N], 1 / sqrt(mean(x^2) + epsilon)
+
+  float scale_of(int64_t n, int64_t D) const {
+    V squares{};
+    for (int64_t d = 0; d < D; d += W) squares += x.get(n, d) * x.get(n, d);
+    return 1.0f / std::sqrt(sum(squares) / (float)D + epsilon);
+  }
+  void write(int64_t n, int64_t D, float* row) const {
+    for (int64_t d = 0; d < D; d += W) store(row + d, x.get(n, d) * scales[n] * load(weight + d));
+  }
+};
+
 struct Router {
-  Rows h;               // [N, D]
+  Rows h;               // [N, D]; with a norm, where its result goes, rounded
   const float* weight;  // [C, D]
   const float* bias;    // [E]
   int64_t N, D, E, C, k;
   bool softmax;  // else sigmoid
   float scale, aux_loss, z_loss;
+  Norm norm;
 
   int64_t width() const { return (C + STRIP - 1) / STRIP * STRIP; }
   int64_t blocks() const { return (N + BLOCK - 1) / BLOCK; }
   // 32 tokens in fp32, where they are if possible; those behind the last one are zero.
   const float* tokens(int64_t n0, int64_t* stride, float* buffer) const {
-    if (!h.half && n0 + BLOCK <= N) {
+    if (!norm.x.data && !h.half && n0 + BLOCK <= N) {
       *stride = h.stride;
       return (const float*)h.data + n0 * h.stride;
     }
     *stride = D;
     int64_t rows = std::min<int64_t>(BLOCK, N - n0);
-    gather(h.from(n0), nullptr, rows, D, buffer);
-    memset(buffer + pad(rows) * D, 0, (BLOCK - pad(rows)) * D * sizeof(float));
+    if (norm.x.data)
+      for (int64_t i = 0; i < rows; i++) norm.write(n0 + i, D, buffer + i * D);
+    else gather(h.from(n0), nullptr, rows, D, buffer);
+    memset(buffer + rows * D, 0, (BLOCK - rows) * D * sizeof(float));
     return buffer;
+  }
+  // Norms 32 tokens, for the experts too.
+  void prepare(int64_t n0) const {
+    for (int64_t n = n0; norm.x.data && n < std::min(n0 + BLOCK, N); n++) norm.scales[n] = norm.scale_of(n, D);
+  }
+  void hand_on(int64_t n0, const float* tokens) const {
+    for (int64_t n = n0; norm.x.data && n < std::min(n0 + BLOCK, N); n++)
+      for (int64_t d = 0; d < D; d += W) h.put(n, d, load(tokens + (n - n0) * D + d));
   }
 };
 
@@ -126,7 +154,9 @@ static void route(const Router& r, const RouterOutputs& out, int64_t threads) {
     float* part = parts.data() + b * each;
     BlockSums sums{part, part + r.E};
     int64_t stride, n0 = b * BLOCK;
+    r.prepare(n0);
     const float* h = r.tokens(n0, &stride, buffer);
+    r.hand_on(n0, h);
     all_logits(r, h, stride, packed.data(), logits);
     for (int64_t n = n0; n < std::min(n0 + BLOCK, r.N); n++)
       route_token(r, out, n, logits + (n - n0) * r.width(), sums, taken);
@@ -153,8 +183,30 @@ struct RouterGradients {
   const float *weight, *scores, *shared, *lse, *counts;
   const float *dweight, *dshared;  // [N, k], [N]; null is zero
   float dloss;
-  float *dh, *drouter;  // [N, D], [C, D]
+  float *dh, *drouter;  // [N, D], [C, D]; no dh with a norm, but
+  Rows dnormed;         // [N, D], the gradient of h by whoever else reads it
+  Rows dstream, dx;     // [N, D], the gradient of x by whoever else reads it, and all of it
+  float* dnorm;         // [D]
 };
+
+// From the gradient of a token's normed row, which is overwritten, to that of the row; adds to the weight's.
+static void norm_gradient(const Router& r, const RouterGradients& g, int64_t n, float* dh, float* dweight) {
+  const Norm& norm = r.norm;
+  const float scale = norm.scales[n];
+  V along{};
+  for (int64_t d = 0; d < r.D; d += W) {
+    V normed = norm.x.get(n, d) * scale, dy = load(dh + d) + g.dnormed.get(n, d);
+    store(dweight + d, load(dweight + d) + dy * normed);
+    dy *= load(norm.weight + d);
+    store(dh + d, dy);
+    along += dy * normed;
+  }
+  const float mean = sum(along) / (float)r.D;
+  for (int64_t d = 0; d < r.D; d += W) {
+    V normed = norm.x.get(n, d) * scale;
+    g.dx.put(n, d, g.dstream.get(n, d) + (load(dh + d) - normed * mean) * scale);
+  }
+}
 
 // Gradient of one token's logits [C].
 static void logit_gradients(const Router& r, const RouterGradients& g, int64_t n, float* dlogits) {
@@ -200,7 +252,7 @@ static void token_gradients(const Router& r, const float* dlogits, const float* 
 }
 
 static void route_backward(const Router& r, const RouterGradients& g, int64_t threads) {
-  int64_t blocks = r.blocks(), size = r.width() * r.D;
+  int64_t blocks = r.blocks(), size = (r.width() + 1) * r.D;  // the last row is the norm's
   std::vector<float> sums(threads * size);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int64_t q = 0; q < threads; q++) {
@@ -213,12 +265,15 @@ static void route_backward(const Router& r, const RouterGradients& g, int64_t th
       const float* h = r.tokens(n0, &stride, buffer);
       for (int64_t i = 0; i < rows; i++) logit_gradients(r, g, n0 + i, dlogits + i * r.width());
       std::fill(dlogits + rows * r.width(), dlogits + BLOCK * r.width(), 0.0f);
-      float* dh = rows == BLOCK ? g.dh + n0 * r.D : spare;
-      token_gradients(r, dlogits, h, stride, BLOCK, r.weight, dh, sums.data() + q * size);
-      if (dh == spare) memcpy(g.dh + n0 * r.D, spare, rows * r.D * sizeof(float));
+      float *own = sums.data() + q * size, *dh = rows == BLOCK && g.dh ? g.dh + n0 * r.D : spare;
+      token_gradients(r, dlogits, h, stride, BLOCK, r.weight, dh, own);
+      for (int64_t i = 0; r.norm.x.data && i < rows; i++)
+        norm_gradient(r, g, n0 + i, dh + i * r.D, own + r.width() * r.D);
+      if (dh == spare && g.dh) memcpy(g.dh + n0 * r.D, spare, rows * r.D * sizeof(float));
     }
   }
   for (int64_t q = 1; q < threads; q++)
-    for (int64_t i = 0; i < r.C * r.D; i++) sums[i] += sums[q * size + i];
+    for (int64_t i = 0; i < size; i++) sums[i] += sums[q * size + i];
   memcpy(g.drouter, sums.data(), r.C * r.D * sizeof(float));
+  if (g.dnorm) memcpy(g.dnorm, sums.data() + r.width() * r.D, r.D * sizeof(float));
 }
