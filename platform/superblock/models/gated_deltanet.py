@@ -4,15 +4,17 @@ Legend: B sequences, T tokens, D width, G key heads, H value heads, K key width,
 channels, W taps.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from superblock.config.model import DeltaNetConfig
 from superblock.kernels.delta_rule import causal_conv, gated_delta_rule
 from superblock.kernels.delta_rule.gates import delta_gates
+from superblock.kernels.delta_rule.native_layer import Weights, native_layer, unfit
 from superblock.kernels.norm import gated_rms_norm
 from superblock.kernels.packing import PackInfo
-from superblock.kernels.precision import compute_dtype
 from superblock.models.cache import DeltaState
 from superblock.models.norm import RMSNorm
 
@@ -50,12 +52,32 @@ class GatedDeltaNet(nn.Module):
 
         `unrounded_BTD` is the input in fp32, for the gates, where `x_BTD` is rounded for matrix products.
         """
+        rows_BTN, wide_BTD = self.qkvz(x_BTD), x_BTD if unrounded_BTD is None else unrounded_BTD
+        if state is None and self._one_kernel_serves(rows_BTN, wide_BTD):
+            return self.out(native_layer(rows_BTN, wide_BTD, self._weights(), pack, **self._settings()))
+        return self.out(self._mix(rows_BTN, wide_BTD, pack, state))
+
+    def _one_kernel_serves(self, rows_BTN: Tensor, x_BTD: Tensor) -> bool:
+        c = self.config
+        heads = c.num_key_heads, c.num_value_heads
+        return c.backend in ("auto", "native") and unfit(rows_BTN, x_BTD, self._weights(), heads, c.chunk_size) is None
+
+    def _weights(self) -> Weights:
+        return Weights(self.conv, self.ba.weight, self.A_log, self.dt_bias, self.norm.weight)
+
+    def _settings(self) -> dict[str, Any]:
+        c = self.config
+        heads = c.num_key_heads, c.num_value_heads
+        return {"heads": heads, "strength": self._strength, "eps": self.norm.eps, "chunk_size": c.chunk_size}
+
+    def _mix(self, rows_BTN: Tensor, x_BTD: Tensor, pack: PackInfo, state: DeltaState | None) -> Tensor:
+        """The same step by step, as a cache and every other kernel want it."""
         c = self.config
         past = state or DeltaState()
-        qkv_BTC, z_BTC = self.qkvz(x_BTD).split([sum(self.widths), self.widths[-1]], dim=-1)
+        qkv_BTC, z_BTC = rows_BTN.split([sum(self.widths), self.widths[-1]], dim=-1)
         mixed_BTC, conv_BWC = causal_conv(qkv_BTC, self.conv, pack=pack, state_BWC=past.conv_BWC)
         q, k, v = mixed_BTC.split(self.widths, dim=-1)
-        g_BTH, beta_BTH = self.gates(x_BTD if unrounded_BTD is None else unrounded_BTD)
+        g_BTH, beta_BTH = self.gates(x_BTD)
         o_BTHV, recurrent_BHKV = gated_delta_rule(
             q.unflatten(-1, (c.num_key_heads, c.key_dim)),
             k.unflatten(-1, (c.num_key_heads, c.key_dim)),
@@ -70,10 +92,13 @@ class GatedDeltaNet(nn.Module):
         if state is not None:
             state.conv_BWC, state.recurrent_BHKV = conv_BWC, recurrent_BHKV
         z_BTHV = z_BTC.unflatten(-1, (c.num_value_heads, c.value_dim))
-        y_BTHV = gated_rms_norm(o_BTHV, self.norm.weight, z_BTHV, self.norm.eps, dtype=compute_dtype(x_BTD))
-        return self.out(y_BTHV.flatten(-2))
+        y_BTHV = gated_rms_norm(o_BTHV, self.norm.weight, z_BTHV, self.norm.eps, dtype=rows_BTN.dtype)
+        return y_BTHV.flatten(-2)
 
     def gates(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithm of the decay g = -exp(A_log) softplus(a + dt_bias) and write strength beta, both fp32 [B, T, H]."""
-        strength = 2.0 if self.config.negative_eigenvalues else 1.0
-        return delta_gates(x_BTD, self.ba.weight, self.A_log, self.dt_bias, strength=strength)
+        return delta_gates(x_BTD, self.ba.weight, self.A_log, self.dt_bias, strength=self._strength)
+
+    @property
+    def _strength(self) -> float:
+        return 2.0 if self.config.negative_eigenvalues else 1.0

@@ -2,7 +2,7 @@
 //
 // Legend: B sequences, T tokens, G key heads, H value heads (H / G of them share a key head), K and VD their widths (multiples
 // of 16), C tokens of a chunk (a multiple of 16). q, k [B, T, G, K] and v [B, T, H, VD] come with any strides but a contiguous
-// last dimension; gates g, beta [B, T, H], states [B, H, K, VD] and all results are contiguous.
+// last dimension, and so do their gradients; gates g, beta [B, T, H], states [B, H, K, VD] and other results are contiguous.
 #include "chunk_backward.h"
 #include "chunk_forward.h"
 #include "recurrent.h"
@@ -48,19 +48,26 @@ static void forward(const Batch& in, const float* initial, float* o, float* stat
   }
 }
 
+// Where gradients of queries, keys and values go, and how far apart rows, tokens and heads lie there, in elements.
+struct Targets {
+  void *q, *k, *v;
+  int64_t key_row, key_step, key_head;  // of q and of k
+  int64_t v_row, v_step, v_head;
+};
+
 template <class X, class Y>
 static void backward(const Batch& in, const float* d_o, const float* d_last, const float* states, const float* residuals,
-                     bool from_zero, void* dq, void* dk, void* dv, float* dg, float* d_beta, float* d_initial,
-                     int64_t threads) {
+                     bool from_zero, const Targets& to, float* dg, float* d_beta, float* d_initial, int64_t threads) {
   const int64_t square = in.K * in.VD, chunks = (in.T + in.C - 1) / in.C;
 #pragma omp parallel num_threads(threads)
   {
     FlushSubnormals flush;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < in.B * in.H; task++) {
-      const int64_t gate = task / in.H * in.T * in.H + task % in.H;
-      Gradients<X, Y> out{(Y*)dq + gate * in.K, (Y*)dk + gate * in.K, (X*)dv + gate * in.VD, dg + gate, d_beta + gate,
-                          d_initial ? d_initial + task * square : nullptr, in.H * in.K, in.H * in.VD, in.H};
+      const int64_t b = task / in.H, h = task % in.H, gate = b * in.T * in.H + h;
+      const int64_t key = b * to.key_row + h * to.key_head, value = b * to.v_row + h * to.v_head;
+      Gradients<X, Y> out{(Y*)to.q + key, (Y*)to.k + key, (X*)to.v + value, dg + gate, d_beta + gate,
+                          d_initial ? d_initial + task * square : nullptr, to.key_step, to.v_step, in.H};
       backward_head(in.head<X>(task), d_o + gate * in.VD, in.H * in.VD, states + task * chunks * square,
                     residuals + task * in.T * in.VD, from_zero, d_last ? d_last + task * square : nullptr, out);
     }
@@ -78,15 +85,18 @@ ENTRY void delta_rule_forward(const void* q, const void* k, const void* v, const
   (is_bf16 ? forward<bf16> : forward<float>)(in, initial, o, states, residuals, last, recurrent, threads);
 }
 
-// dq, dk [B, T, H, K]: in the inputs' dtype if H = G, else fp32 and for each value head by itself. dv in the inputs' dtype.
+// dq, dk [B, T, H, K], with the same strides: in the inputs' dtype if H = G, else fp32 and for each value head by itself. dv
+// in the inputs' dtype.
 ENTRY void delta_rule_backward(const void* q, const void* k, const void* v, const float* g, const float* beta,
                                const int32_t* documents, int64_t q_row, int64_t q_step, int64_t q_head, int64_t k_row,
                                int64_t k_step, int64_t k_head, int64_t v_row, int64_t v_step, int64_t v_head, int64_t B,
                                int64_t T, int64_t G, int64_t H, int64_t K, int64_t VD, int64_t C, int64_t is_bf16,
                                int64_t from_zero, const float* d_o, const float* d_last, const float* states,
-                               const float* residuals, void* dq, void* dk, void* dv, float* dg, float* d_beta,
-                               float* d_initial, int64_t threads) {
+                               const float* residuals, void* dq, void* dk, void* dv, int64_t key_row, int64_t key_step,
+                               int64_t key_head, int64_t dv_row, int64_t dv_step, int64_t dv_head, float* dg,
+                               float* d_beta, float* d_initial, int64_t threads) {
   Batch in{q, k, v, g, beta, documents, q_row, q_step, q_head, k_row, k_step, k_head, v_row, v_step, v_head, B, T, G, H, K, VD, C};
   auto run = is_bf16 ? (H == G ? backward<bf16, bf16> : backward<bf16, float>) : backward<float, float>;
-  run(in, d_o, d_last, states, residuals, from_zero, dq, dk, dv, dg, d_beta, d_initial, threads);
+  Targets to{dq, dk, dv, key_row, key_step, key_head, dv_row, dv_step, dv_head};
+  run(in, d_o, d_last, states, residuals, from_zero, to, dg, d_beta, d_initial, threads);
 }

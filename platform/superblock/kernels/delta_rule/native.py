@@ -44,12 +44,12 @@ def fused(
     dtype = q_BTGK.dtype if q_BTGK.dtype == k_BTGK.dtype == v_BTHV.dtype == torch.bfloat16 else torch.float32
     documents_BT = None if pack is None or pack.whole_rows else pack.doc_ids_BT.to(torch.int32).contiguous()
     T, K, V = q_BTGK.shape[1], q_BTGK.shape[3], v_BTHV.shape[3]
-    o, state, _, _ = _forward(
+    o, state, _, _ = rule(
         *(x.to(dtype) for x in (q_BTGK, k_BTGK, v_BTHV)),
         *(x.float().contiguous() for x in (g_BTH, beta_BTH)),
         None if initial_state is None else initial_state.float().contiguous(),
         documents_BT,
-        0 if T < FEW_TOKENS and not keep else _tokens_per_chunk(chunk_size, T, K, V),
+        chunk_for(chunk_size, T, K, V, keep),
         keep,
     )
     return o, state
@@ -69,8 +69,13 @@ def unfit(q_BTGK: Tensor, v_BTHV: Tensor, chunk_size: int) -> str | None:
     return LIBRARY.why_not()
 
 
-def _tokens_per_chunk(wanted: int, T: int, K: int, V: int) -> int:
-    """32 tokens are faster up to 128 x 128; larger states should be read and written less often, and 64 are."""
+def chunk_for(wanted: int, T: int, K: int, V: int, keep: bool) -> int:
+    """Tokens per chunk where the caller wants `wanted`, or 0 for any; 0, the recurrence, for few tokens without gradient.
+
+    32 tokens are faster up to 128 x 128; larger states should be read and written less often, and 64 are.
+    """
+    if T < FEW_TOKENS and not keep:
+        return 0
     return min(wanted or (32 if K * V <= 128 * 128 else 64), -(-T // 16) * 16)
 
 
@@ -104,7 +109,7 @@ def _belong_together(
 
 
 @native_operator("delta_rule")
-def _forward(
+def rule(
     q_BTGK: Tensor,
     k_BTGK: Tensor,
     v_BTHV: Tensor,
@@ -147,13 +152,13 @@ def _outputs(q: Tensor, v: Tensor, chunk: int, keep: bool) -> Quadruple:
     return new(B, T, H, V), new(B, H, K, V), new(*states), new(*residuals)
 
 
-@_forward.register_fake
+@rule.register_fake
 def _(q, k, v, g, beta, initial, documents, chunk, keep):  # type: ignore[no-untyped-def]
     return _outputs(q, v, chunk, keep)
 
 
 @native_operator("delta_rule_backward")
-def _backward(
+def rule_backward(
     do_BTHV: Tensor,
     dlast_BHKV: Tensor | None,
     q_BTGK: Tensor,
@@ -167,26 +172,43 @@ def _backward(
     continued: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, g, beta and of the initial state, which is empty unless the rows `continued` one."""
-    q, k = _last_contiguous(q_BTGK), _last_contiguous(k_BTGK)
+    dq, dk, dv, dg, dbeta, dinitial = _gradients(q_BTGK, do_BTHV, g_BTH, continued)
+    write_gradients(
+        (do_BTHV, dlast_BHKV), (q_BTGK, k_BTGK, g_BTH, beta_BTH, documents_BT, states, residuals), chunk,
+        (dq, dk, dv, dg, dbeta, dinitial if continued else None),
+    )  # fmt: skip
+    return dq, dk, dv, dg, dbeta, dinitial
+
+
+def write_gradients(
+    upstream: tuple[Tensor, Tensor | None],
+    kept: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor],
+    chunk: int,
+    to: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None],
+) -> None:
+    """Into `to`, in the order of `rule_backward`'s results; those of q, k and v may be slices of longer rows."""
+    (do, dlast), (q, k, g, beta, documents, states, residuals), (dq, dk, dv, dg, dbeta, dinitial) = upstream, kept, to
+    assert all(d.stride(-1) == 1 and d.dtype == q.dtype for d in (dq, dk, dv)), (
+        "gradients are written where they are wanted"
+    )
+    q, k = _last_contiguous(q), _last_contiguous(k)
     B, T, G, K = q.shape
-    H, V = do_BTHV.shape[2:]
-    dq, dk, dv, dg, dbeta, dinitial = _gradients(q, do_BTHV, g_BTH, continued)
-    per_head = [dq, dk] if H == G else [dg.new_empty(B, T, H, K) for _ in range(2)]
+    H, V = do.shape[2:]
+    in_place = G == H and dq.stride() == dk.stride()
+    each = (dq, dk) if in_place else [dq.new_empty(B, T, H, K, dtype=q.dtype if G == H else dg.dtype) for _ in range(2)]
     LIBRARY.call(
         "delta_rule_backward",
-        *(q, k, None, g_BTH, beta_BTH, documents_BT),
+        *(q, k, None, g, beta, documents),
         *_steps(q, k),
         *(0, 0, 0),
         *_sizes(q, H, V, chunk),
-        not continued,
-        *(do_BTHV.contiguous(), None if dlast_BHKV is None else dlast_BHKV.contiguous(), states, residuals),
-        *(*per_head, dv, dg, dbeta),
-        dinitial if continued else None,
+        dinitial is None,
+        *(do.contiguous(), None if dlast is None else dlast.contiguous(), states, residuals),
+        *(*each, dv, *_steps(each[0], dv), dg, dbeta, dinitial),
     )
-    if H != G:
-        for shared, each in zip((dq, dk), per_head, strict=True):
-            shared.copy_(each.view(B, T, G, H // G, K).sum(3))
-    return dq, dk, dv, dg, dbeta, dinitial
+    if not in_place:
+        for shared, of_head in zip((dq, dk), each, strict=True):
+            shared.copy_(of_head.view(B, T, G, H // G, K).sum(3))
 
 
 def _gradients(q: Tensor, do: Tensor, g: Tensor, continued: bool) -> tuple[Tensor, ...]:
@@ -196,7 +218,7 @@ def _gradients(q: Tensor, do: Tensor, g: Tensor, continued: bool) -> tuple[Tenso
     return new(q), new(q), do.new_empty(do.shape, dtype=q.dtype), new(g), new(g), g.new_empty(shape)
 
 
-@_backward.register_fake
+@rule_backward.register_fake
 def _(do, dlast, q, k, g, beta, documents, states, residuals, chunk, continued):  # type: ignore[no-untyped-def]
     return _gradients(q, do, g, continued)
 
@@ -213,11 +235,11 @@ def _differentiate(ctx: Any, do: Tensor | None, dlast: Tensor | None, *_: None) 
     q, k, g, beta, documents, states, residuals = ctx.saved_tensors
     if do is None:
         do = g.new_zeros(ctx.shape)
-    *grads, dinitial = _backward(do, dlast, q, k, g, beta, documents, states, residuals, ctx.chunk, ctx.continued)
+    *grads, dinitial = rule_backward(do, dlast, q, k, g, beta, documents, states, residuals, ctx.chunk, ctx.continued)
     return *grads, dinitial if ctx.continued else None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup)
+rule.register_autograd(_differentiate, setup_context=_setup)
 
 
 def _check() -> None:

@@ -109,10 +109,10 @@ static void forward_block(const Rows<X>& in, const float* weight, int width, X* 
     memcpy(last + (taps - 1 - l) * in.C, l - 1 <= reach ? in.at(in.T - l) : in.zeros, sizeof(X) * width);
 }
 
-// `dx` [T, C], `d_state` [TAPS - 1, C] or null, `d_weight` [TAPS, C] by lag, for this sequence alone.
+// `dx` [T, C] with rows `dx_step` apart, `d_state` [TAPS - 1, C] or null, `d_weight` [TAPS, C] by lag, for this sequence alone.
 template <int TAPS, class X>
-static void backward_block(const Rows<X>& in, const X* dy, const float* weight, int width, X* dx, X* d_state,
-                           float* d_weight) {
+static void backward_block(const Rows<X>& in, const X* dy, const float* weight, int width, X* dx, int64_t dx_step,
+                           X* d_state, float* d_weight) {
   const int taps = TAPS ? TAPS : in.taps;
   const ByLag by_lag(weight, width, taps);
   const X* rows[TOKENS][MOST_TAPS];
@@ -163,7 +163,7 @@ static void backward_block(const Rows<X>& in, const X* dy, const float* weight, 
         const int64_t position = first + i - (taps - 1);
         V d = weighted<TAPS>(w, behind[i], c, taps);
         if (position >= 0)
-          store(dx + position * in.C + c, d);
+          store(dx + position * dx_step + c, d);
         else if (d_state)
           store(d_state + (taps - 1 + position) * in.C + c, d);
       }
@@ -208,7 +208,8 @@ static void forward(const Batch& in, X* y, X* last, int64_t threads) {
 }
 
 template <class X>
-static void backward(const Batch& in, const X* dy, X* dx, X* d_state, float* partial, float* d_weight, int64_t threads) {
+static void backward(const Batch& in, const X* dy, X* dx, int64_t dx_row, int64_t dx_step, X* d_state, float* partial,
+                     float* d_weight, int64_t threads) {
   static const X zeros[CHANNELS] = {};
   auto run = in.taps == 4 ? backward_block<4, X> : backward_block<0, X>;
 #pragma omp parallel num_threads(threads)
@@ -217,7 +218,7 @@ static void backward(const Batch& in, const X* dy, X* dx, X* d_state, float* par
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < in.B * in.blocks(); task++)
       run(in.sequence<X>(task, zeros), dy + in.offset(task, in.T), in.weight + in.begin(task) * in.taps, in.width(task),
-          dx + in.offset(task, in.T), d_state ? d_state + in.offset(task, in.taps - 1) : nullptr,
+          dx + task / in.blocks() * dx_row + in.begin(task), dx_step, d_state ? d_state + in.offset(task, in.taps - 1) : nullptr,
           partial + in.offset(task, in.taps));
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < in.C; c++)
@@ -240,13 +241,14 @@ ENTRY void convolution_forward(const void* x, const float* weight, const void* s
     forward(in, (float*)y, (float*)last, threads);
 }
 
-// `partial` [B, TAPS, C] is room for each sequence's gradient of the weights; `d_state` null: not wanted.
+// dx comes with strides as x does. `partial` [B, TAPS, C] is room for each sequence's gradient of the weights; `d_state` null: not wanted.
 ENTRY void convolution_backward(const void* x, const float* weight, const void* state, const int32_t* documents, int64_t row,
                                 int64_t step, int64_t B, int64_t T, int64_t C, int64_t taps, int64_t is_bf16, const void* dy,
-                                void* dx, void* d_state, float* partial, float* d_weight, int64_t threads) {
+                                void* dx, int64_t dx_row, int64_t dx_step, void* d_state, float* partial, float* d_weight,
+                                int64_t threads) {
   Batch in{x, state, weight, documents, row, step, B, T, C, taps};
   if (is_bf16)
-    backward(in, (const bf16*)dy, (bf16*)dx, (bf16*)d_state, partial, d_weight, threads);
+    backward(in, (const bf16*)dy, (bf16*)dx, dx_row, dx_step, (bf16*)d_state, partial, d_weight, threads);
   else
-    backward(in, (const float*)dy, (float*)dx, (float*)d_state, partial, d_weight, threads);
+    backward(in, (const float*)dy, (float*)dx, dx_row, dx_step, (float*)d_state, partial, d_weight, threads);
 }

@@ -25,7 +25,7 @@ def fused_conv(
     """
     documents_BT = None if pack is None or pack.whole_rows else pack.doc_ids_BT.to(torch.int32).contiguous()
     state_BWC = None if state_BWC is None else state_BWC.to(x_BTC.dtype).contiguous()
-    y, state = _forward(x_BTC, weight_CW.float().contiguous(), state_BWC, documents_BT)
+    y, state = convolve(x_BTC, weight_CW.float().contiguous(), state_BWC, documents_BT)
     return y, state
 
 
@@ -59,7 +59,7 @@ def _arguments(x: Tensor, weight: Tensor, state: Tensor | None, documents: Tenso
 
 
 @native_operator("causal_conv")
-def _forward(x_BTC: Tensor, weight_CW: Tensor, state_BWC: Tensor | None, documents_BT: Tensor | None) -> Pair:
+def convolve(x_BTC: Tensor, weight_CW: Tensor, state_BWC: Tensor | None, documents_BT: Tensor | None) -> Pair:
     """silu(conv(x)) and the last W-1 inputs, both contiguous in the dtype of `x`."""
     y, last = _outputs(x_BTC, weight_CW)
     LIBRARY.call("convolution_forward", *_arguments(x_BTC, weight_CW, state_BWC, documents_BT), y, last)
@@ -71,25 +71,40 @@ def _outputs(x: Tensor, weight: Tensor) -> Pair:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device), x.new_empty(B, weight.shape[1] - 1, C)
 
 
-@_forward.register_fake
+@convolve.register_fake
 def _(x, weight, state, documents):  # type: ignore[no-untyped-def]
     return _outputs(x, weight)
 
 
 @native_operator("causal_conv_backward")
-def _backward(
+def convolve_backward(
     dy_BTC: Tensor, x_BTC: Tensor, weight_CW: Tensor, state_BWC: Tensor | None, documents_BT: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, the weights and the state before, which is empty without one."""
     dx, dweight, dstate = _gradients(x_BTC, weight_CW, state_BWC)
+    write_gradients(dy_BTC, x_BTC, weight_CW, state_BWC, documents_BT, dx, dweight, dstate)
+    return dx, dweight, dstate
+
+
+def write_gradients(
+    dy_BTC: Tensor,
+    x_BTC: Tensor,
+    weight_CW: Tensor,
+    state_BWC: Tensor | None,
+    documents_BT: Tensor | None,
+    dx_BTC: Tensor,
+    dweight_CW: Tensor,
+    dstate_BWC: Tensor | None,
+) -> None:
+    """Into the last three, of which `dx` may be slices of longer rows."""
     B, _, C = x_BTC.shape
+    assert dx_BTC.stride(2) == 1 and dx_BTC.dtype == x_BTC.dtype, "a gradient is written where it is wanted"
     LIBRARY.call(
         "convolution_backward",
         *_arguments(x_BTC, weight_CW, state_BWC, documents_BT),
-        *(dy_BTC.contiguous(), dx, None if state_BWC is None else dstate),
-        *(weight_CW.new_empty(B, weight_CW.shape[1], C), dweight),
+        *(dy_BTC.contiguous(), dx_BTC, dx_BTC.stride(0), dx_BTC.stride(1)),
+        *(None if state_BWC is None else dstate_BWC, weight_CW.new_empty(B, weight_CW.shape[1], C), dweight_CW),
     )
-    return dx, dweight, dstate
 
 
 def _gradients(x: Tensor, weight: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,7 +112,7 @@ def _gradients(x: Tensor, weight: Tensor, state: Tensor | None) -> tuple[Tensor,
     return torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty_like(weight), dstate
 
 
-@_backward.register_fake
+@convolve_backward.register_fake
 def _(dy, x, weight, state, documents):  # type: ignore[no-untyped-def]
     return _gradients(x, weight, state)
 
@@ -111,7 +126,7 @@ def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[T
     x, weight, state, documents = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(x)
-    dx, dweight, dstate = _backward(dy, x, weight, state, documents)
+    dx, dweight, dstate = convolve_backward(dy, x, weight, state, documents)
     if dlast is not None:  # the last inputs, copied out; those of another document were zeroed
         T, lags = x.shape[1], weight.shape[1] - 1
         if documents is not None:
@@ -125,7 +140,7 @@ def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[T
     return dx, dweight, None if state is None else dstate, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup)
+convolve.register_autograd(_differentiate, setup_context=_setup)
 
 
 def _check() -> None:

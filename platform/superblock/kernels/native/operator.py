@@ -25,12 +25,12 @@ _PLAIN = (Tensor, Parameter)
 class NativeOperator(Generic[R]):
     """What `native_operator` makes of a function; called like it, with positional arguments.
 
-    `registered` is torch's operator of the same name, which compilers and watching modes see.
+    `registered` is torch's operator of the same name, which compilers and watching modes see; `function` the bare function.
     """
 
     def __init__(self, name: str, function: Callable[..., R], mutates: tuple[str, ...]) -> None:
         functools.update_wrapper(self, function)
-        self.name, self._function = name, function
+        self.name, self.function = name, function
         self.registered: Any = torch.library.custom_op(
             f"superblock::{name}", function, mutates_args=mutates, device_types="cpu"
         )
@@ -44,7 +44,7 @@ class NativeOperator(Generic[R]):
     def register_autograd(self, backward: Callable[..., Any], *, setup_context: Save) -> None:
         """The gradient, differentiable once: `backward(ctx, *gradients)` of what `setup_context` saved."""
         self.registered.register_autograd(backward, setup_context=setup_context)
-        function = self._function
+        function = self.function
 
         def forward(ctx: Any, *inputs: Any) -> Any:
             output = function(*inputs)
@@ -59,7 +59,7 @@ class NativeOperator(Generic[R]):
         if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not _plain(arguments):
             return self.registered(*arguments)
         if self._node is None or not torch.is_grad_enabled():
-            return self._function(*arguments)
+            return self.function(*arguments)
         return self._node.apply(*arguments)
 
 

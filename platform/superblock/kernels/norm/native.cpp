@@ -69,11 +69,11 @@ static void forward(Shape s, Rows<const X> x, const float* weight, Rows<const Z>
   }
 }
 
-// dx and dgate are contiguous; dy, dwide: the gradients of y and of its copy in fp32, either may be missing.
+// dx is contiguous; dy, dwide: the gradients of y and of its copy in fp32, either may be missing.
 // partial: [blocks, weight's size], overwritten.
 template <class X, class Y, class Z>
 static void backward(Shape s, Rows<const X> x, const float* weight, Rows<const Z> gate, const float* scales,
-                     Rows<const Y> dy, Rows<const float> dwide, X* dx, Z* dgate, float* dweight, float* partial,
+                     Rows<const Y> dy, Rows<const float> dwide, X* dx, Rows<Z> dgate, float* dweight, float* partial,
                      int64_t threads) {
   constexpr bool GATED = !std::is_same<Z, None>::value;
   const int64_t size = s.per_row ? s.G * s.D : s.D;
@@ -92,6 +92,7 @@ static void backward(Shape s, Rows<const X> x, const float* weight, Rows<const Z
         const Z* z_row = GATED ? gate.at(m, g) : nullptr;
         const Y* dy_row = dy.data ? dy.at(m, g) : nullptr;
         const float* dwide_row = dwide.data ? dwide.at(m, g) : nullptr;
+        Z* dgate_row = GATED ? dgate.at(m, g) : nullptr;
         const float* w = weight + (s.per_row ? g * D : 0);
         float* dw = sums + (s.per_row ? g * D : 0);
         const float scale = scales[row];
@@ -102,7 +103,7 @@ static void backward(Shape s, Rows<const X> x, const float* weight, Rows<const Z
           V normed = read(x_row + d, n) * scale, w_d = read(w + d, n);
           if constexpr (GATED) {
             V z = read(z_row + d, n), sigma = vsigmoid(z);
-            write(dgate + row * D + d, d_out * normed * w_d * sigma * (1.0f + z * (1.0f - sigma)), n);
+            write(dgate_row + d, d_out * normed * w_d * sigma * (1.0f + z * (1.0f - sigma)), n);
             d_out *= z * sigma;
           }
           write(dw + d, read(dw + d, n) + d_out * normed, n);
@@ -158,7 +159,7 @@ ENTRY void rms_norm_backward(const void* x, int64_t x_half, int64_t x_outer, int
       using X = Element<decltype(x_type)>;
       using Y = Element<decltype(y_type)>;
       backward<X, Y, None>(s, {(const X*)x, x_outer, x_inner}, weight, {}, scales, {(const Y*)dy, dy_outer, dy_inner},
-                           {dwide, dwide_outer, dwide_inner}, (X*)dx, nullptr, dweight, partial, threads);
+                           {dwide, dwide_outer, dwide_inner}, (X*)dx, {}, dweight, partial, threads);
     });
   });
 }
@@ -181,15 +182,15 @@ ENTRY void gated_rms_norm_forward(const float* x, int64_t x_outer, int64_t x_inn
 ENTRY void gated_rms_norm_backward(const float* x, int64_t x_outer, int64_t x_inner, const float* weight, const void* z,
                                    int64_t z_half, int64_t z_outer, int64_t z_inner, const float* scales,
                                    const void* dy, int64_t y_half, int64_t dy_outer, int64_t dy_inner, float* dx,
-                                   void* dz, float* dweight, float* partial, int64_t M, int64_t G, int64_t D,
-                                   int64_t threads) {
+                                   void* dz, int64_t dz_outer, int64_t dz_inner, float* dweight, float* partial,
+                                   int64_t M, int64_t G, int64_t D, int64_t threads) {
   Shape s{M, G, D, false};
   with_type(z_half, [&](auto z_type) {
     with_type(y_half, [&](auto y_type) {
       using Z = Element<decltype(z_type)>;
       using Y = Element<decltype(y_type)>;
       backward<float, Y, Z>(s, {x, x_outer, x_inner}, weight, {(const Z*)z, z_outer, z_inner}, scales,
-                            {(const Y*)dy, dy_outer, dy_inner}, {}, dx, (Z*)dz, dweight, partial, threads);
+                            {(const Y*)dy, dy_outer, dy_inner}, {}, dx, {(Z*)dz, dz_outer, dz_inner}, dweight, partial, threads);
     });
   });
 }

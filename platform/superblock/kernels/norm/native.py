@@ -128,14 +128,25 @@ def gated_rms_norm_backward(
     x_D: Tensor, weight_D: Tensor, gate_D: Tensor, scale_R: Tensor, dy_D: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `x`, `weight` and `gate`, in their dtypes; of `weight` the same bits for any number of threads."""
+    dgate_D = gate_D.new_empty(gate_D.shape)
+    dx_D, dweight = gated_rms_norm_gradients(x_D, weight_D, gate_D, scale_R, dy_D, dgate_D)
+    return dx_D, dweight, dgate_D
+
+
+def gated_rms_norm_gradients(
+    x_D: Tensor, weight_D: Tensor, gate_D: Tensor, scale_R: Tensor, dy_D: Tensor, dgate_D: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The first two of `gated_rms_norm_backward`; the third is written to `dgate`, whose rows two strides describe."""
     x, gate, dy, weight = rows_of(x_D), rows_of(gate_D), rows_of(dy_D), weight_D.float().contiguous()
-    dx_D, dgate_D = x_D.new_empty(x_D.shape), gate_D.new_empty(gate_D.shape)
+    dgate = rows_of(dgate_D)
+    assert dgate.tensor is dgate_D and dgate_D.dtype == gate_D.dtype, "a gradient is written where it is wanted"
+    dx_D = x_D.new_empty(x_D.shape)
     dweight, partial = torch.empty_like(weight), weight.new_empty(_MAX_BLOCKS, weight.numel())
     LIBRARY.call(
         "gated_rms_norm_backward", *x, weight, gate.tensor, _half(gate_D.dtype), gate.outer, gate.inner, scale_R,
-        dy.tensor, _half(dy_D.dtype), dy.outer, dy.inner, dx_D, dgate_D, dweight, partial, *row_counts(x_D),
+        dy.tensor, _half(dy_D.dtype), dy.outer, dy.inner, dx_D, *dgate, dweight, partial, *row_counts(x_D),
     )  # fmt: skip
-    return dx_D, dweight.to(weight_D.dtype), dgate_D
+    return dx_D, dweight.to(weight_D.dtype)
 
 
 @gated_rms_norm_backward.register_fake
