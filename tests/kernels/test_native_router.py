@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from superblock.config.model import MoEConfig
-from superblock.kernels.experts import native, native_layer, native_router
+from superblock.kernels.experts import native, native_router, whole_layer
 from superblock.kernels.experts.backend import router_is_native
 from superblock.kernels.experts.native_router import Routes, route_native
 from superblock.kernels.native import processor
@@ -80,7 +80,7 @@ def level(name: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "LIBRARY", other)
         patch.setattr(native_router, "LIBRARY", other)
-        patch.setattr(native_layer, "LIBRARY", other)
+        patch.setattr(whole_layer, "LIBRARY", other)
         yield
 
 
@@ -184,24 +184,24 @@ def test_the_operations_keep_torch_contracts() -> None:
         names = ("norm.weight", "router.weight", "shared_gate", "", "gate_up", "down", "shared_gate_up", "shared_down")
         weights = [moe.balance_bias if not name else p.get(name) for name in names]
         chosen = (1e-6, torch.float32, c.top_k, c.score == "softmax", c.route_scale, c.aux_loss, c.z_loss)
-        torch.library.opcheck(native_layer.moe_layer.registered, (x, *weights, *chosen, True))
+        torch.library.opcheck(whole_layer.moe_layer.registered, (x, *weights, *chosen, True))
         still = [None if t is None else t.detach() for t in (x, *weights)]
         with torch.no_grad():
-            y, loss, counts, _, *state = native_layer.moe_layer(*still, *chosen, True)
+            y, loss, counts, _, *state = whole_layer.moe_layer(*still, *chosen, True)
         torch.library.opcheck(
-            native_layer.moe_layer_backward.registered, (y, loss, *still, counts, state, *chosen, True)
+            whole_layer.moe_layer_backward.registered, (y, loss, *still, counts, state, *chosen, True)
         )
 
 
 def test_one_operation_serves_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    real = native_layer.LIBRARY.call
+    real = whole_layer.LIBRARY.call
 
     def call(name: str, *arguments: Any) -> None:
         calls.append(name)
         real(name, *arguments)
 
-    monkeypatch.setattr(native_layer.LIBRARY, "call", call)
+    monkeypatch.setattr(whole_layer.LIBRARY, "call", call)
     outcome(layer(), tokens(5), whole=True)
     assert calls == ["router_forward", "experts_forward", "experts_backward", "router_backward"]
     calls.clear()

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from superblock.config.model import AttentionConfig
 from superblock.kernels.attention import attend, choose, native_layer, native_positions, rotary
+from superblock.kernels.attention.whole_layer import Weights, unfit, whole_layer
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.precision import compute_dtype
 from superblock.models.cache import KeyValueState
-from superblock.models.norm import rms_norm
+from superblock.models.norm import RMSNorm, rms_norm
+from superblock.models.untouched import untouched
 
 
 class GroupedQueryAttention(nn.Module):
@@ -37,15 +39,32 @@ class GroupedQueryAttention(nn.Module):
         """The empty state of a sequence's start."""
         return KeyValueState()
 
-    def forward(self, x_BTD: Tensor, pack: PackInfo, state: KeyValueState | None = None) -> Tensor:
-        """Mixes tokens of the same document; a `state` is continued and updated, and then `pack` has whole rows."""
-        c = self.config
-        heads_BTnK = self.qkvg(x_BTD).unflatten(-1, (-1, c.head_dim))
+    def forward(
+        self, x_BTD: Tensor, pack: PackInfo, state: KeyValueState | None = None, *, norm: RMSNorm | None = None
+    ) -> Tensor:
+        """Mixes tokens of the same document; a `state` is continued and updated, and then `pack` has whole rows.
+
+        With a `norm`, x is the residual stream: norm(x) is mixed, and the result is added to x.
+        """
+        if norm is not None and state is None and (stream_BTD := self._in_one(x_BTD, pack, norm)) is not None:
+            return stream_BTD
+        heads_BTnK = self.qkvg(x_BTD if norm is None else norm.for_products(x_BTD)).unflatten(-1, (-1, self._width))
         if state is None and self._native(heads_BTnK):
-            o_BTHK = native_layer(heads_BTnK, self.query_norm, self.key_norm, pack, window=c.window, **self._turning())
+            o_BTHK = native_layer(heads_BTnK, self.query_norm, self.key_norm, pack, **self._masked())
         else:
             o_BTHK = self._attend(heads_BTnK, pack, state)
-        return self.out(o_BTHK.flatten(-2))
+        y_BTD = self.out(o_BTHK.flatten(-2))
+        return y_BTD if norm is None else x_BTD + y_BTD
+
+    def _in_one(self, x_BTD: Tensor, pack: PackInfo, norm: RMSNorm) -> Tensor | None:
+        """The layer as one operation, where there is one."""
+        if not self._native(x_BTD) or norm.eps != self.norm_eps or not untouched(norm, *self.children()):
+            return None
+        weights = Weights(norm.weight, self.qkvg.weight, self.query_norm, self.key_norm, self.out.weight)
+        dtype = compute_dtype(x_BTD)
+        if unfit(x_BTD, weights, dtype) is not None:
+            return None
+        return whole_layer(x_BTD, weights, pack, dtype=dtype, **self._masked())
 
     def _attend(self, heads_BTnK: Tensor, pack: PackInfo, state: KeyValueState | None) -> Tensor:
         """The same step by step, as a cache and every other kernel want it."""
@@ -71,10 +90,17 @@ class GroupedQueryAttention(nn.Module):
         normed_BTnK = rms_norm(qk_BTnK, weight_nK, self.norm_eps)
         return rotary(normed_BTnK, pack.position_ids_BT, fraction=c.rope_fraction, theta=c.rope_theta)
 
-    def _native(self, heads_BTnK: Tensor) -> bool:
+    def _native(self, x: Tensor) -> bool:
         c = self.config
-        dtype = compute_dtype(heads_BTnK)
-        return choose(c.backend, heads_BTnK.device, dtype=dtype, head_dim=c.head_dim) == "native"
+        dtype = compute_dtype(x)
+        return choose(c.backend, x.device, dtype=dtype, head_dim=c.head_dim) == "native"
+
+    @property
+    def _width(self) -> int:
+        return self.config.head_dim
+
+    def _masked(self) -> dict[str, Any]:
+        return {"window": self.config.window, **self._turning()}
 
     def _turning(self) -> dict[str, Any]:
         c = self.config

@@ -4,19 +4,19 @@ Legend: B sequences, T tokens, D width, G key heads, H value heads, K key width,
 channels, W taps.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from superblock.config.model import DeltaNetConfig
 from superblock.kernels.delta_rule import causal_conv, gated_delta_rule
 from superblock.kernels.delta_rule.gates import delta_gates
-from superblock.kernels.delta_rule.native_layer import Weights, native_layer, unfit
+from superblock.kernels.delta_rule.whole_layer import Weights, unfit, whole_layer
 from superblock.kernels.norm import gated_rms_norm
 from superblock.kernels.packing import PackInfo
+from superblock.kernels.precision import compute_dtype
 from superblock.models.cache import DeltaState
 from superblock.models.norm import RMSNorm
+from superblock.models.untouched import untouched
 
 
 class GatedDeltaNet(nn.Module):
@@ -46,32 +46,36 @@ class GatedDeltaNet(nn.Module):
         return DeltaState()
 
     def forward(
-        self, x_BTD: Tensor, pack: PackInfo, state: DeltaState | None = None, *, unrounded_BTD: Tensor | None = None
+        self, x_BTD: Tensor, pack: PackInfo, state: DeltaState | None = None, *, norm: RMSNorm | None = None
     ) -> Tensor:
         """Mixes tokens of the same document; a `state` is continued and updated, and then `pack` has whole rows.
 
-        `unrounded_BTD` is the input in fp32, for the gates, where `x_BTD` is rounded for matrix products.
+        With a `norm`, x is the residual stream: norm(x) is mixed, and the result is added to x. The gates then read the
+        norm before it is rounded for the matrix products.
         """
-        rows_BTN, wide_BTD = self.qkvz(x_BTD), x_BTD if unrounded_BTD is None else unrounded_BTD
-        if state is None and self._one_kernel_serves(rows_BTN, wide_BTD):
-            return self.out(native_layer(rows_BTN, wide_BTD, self._weights(), pack, **self._settings()))
-        return self.out(self._mix(rows_BTN, wide_BTD, pack, state))
+        if norm is not None and state is None and (stream_BTD := self._in_one(x_BTD, pack, norm)) is not None:
+            return stream_BTD
+        h_BTD, wide_BTD = (x_BTD, x_BTD) if norm is None else norm.for_products_and_wide(x_BTD)
+        y_BTD = self.out(self._mix(self.qkvz(h_BTD), wide_BTD, pack, state))
+        return y_BTD if norm is None else x_BTD + y_BTD
 
-    def _one_kernel_serves(self, rows_BTN: Tensor, x_BTD: Tensor) -> bool:
+    def _in_one(self, x_BTD: Tensor, pack: PackInfo, norm: RMSNorm) -> Tensor | None:
+        """The layer as one operation, where there is one."""
         c = self.config
-        heads = c.num_key_heads, c.num_value_heads
-        return c.backend in ("auto", "native") and unfit(rows_BTN, x_BTD, self._weights(), heads, c.chunk_size) is None
-
-    def _weights(self) -> Weights:
-        return Weights(self.conv, self.ba.weight, self.A_log, self.dt_bias, self.norm.weight)
-
-    def _settings(self) -> dict[str, Any]:
-        c = self.config
-        heads = c.num_key_heads, c.num_value_heads
-        return {"heads": heads, "strength": self._strength, "eps": self.norm.eps, "chunk_size": c.chunk_size}
+        if c.backend not in ("auto", "native") or norm.eps != self.norm.eps or not untouched(norm, *self.children()):
+            return None
+        weights = Weights(
+            *(norm.weight, self.qkvz.weight, self.conv, self.ba.weight, self.A_log, self.dt_bias),
+            *(self.norm.weight, self.out.weight),
+        )
+        heads, dtype = (c.num_key_heads, c.num_value_heads), compute_dtype(x_BTD)
+        if unfit(x_BTD, weights, heads, dtype, c.chunk_size) is not None:
+            return None
+        settings = {"strength": self._strength, "eps": norm.eps, "dtype": dtype, "chunk_size": c.chunk_size}
+        return whole_layer(x_BTD, weights, pack, heads=heads, **settings)  # type: ignore[arg-type]
 
     def _mix(self, rows_BTN: Tensor, x_BTD: Tensor, pack: PackInfo, state: DeltaState | None) -> Tensor:
-        """The same step by step, as a cache and every other kernel want it."""
+        """Between the projections, step by step, as a cache and every other kernel want it."""
         c = self.config
         past = state or DeltaState()
         qkv_BTC, z_BTC = rows_BTN.split([sum(self.widths), self.widths[-1]], dim=-1)

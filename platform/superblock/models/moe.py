@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from superblock.config.model import MoEConfig
 from superblock.kernels.experts import mix_experts
 from superblock.kernels.experts.backend import router_is_native
-from superblock.kernels.experts.native_layer import Settings, Weights, native_layer, unfit
 from superblock.kernels.experts.native_router import Routes, route_native
+from superblock.kernels.experts.whole_layer import Settings, Weights, unfit, whole_layer
 from superblock.kernels.precision import accumulation_dtype, compute_dtype, fp32_island
 from superblock.models.norm import RMSNorm
+from superblock.models.untouched import untouched
 
 STATS = ("router_logit_rms", "gate_top1_mean", "gate_entropy", "shared_routed_ratio")
 """What `Routing.stats` holds: root mean square of the router's logits; mean share of the strongest of a token's experts;
@@ -68,7 +69,7 @@ class MoE(nn.Module):
     def _whole(self, x_BTD: Tensor) -> tuple[Tensor, Routing] | None:
         """Norm, router, experts and the addition as one kernel, where there is one."""
         c = self.config
-        if self.norm is None or c.backend not in ("auto", "native"):
+        if self.norm is None or c.backend not in ("auto", "native") or not untouched(self.norm, self.router):
             return None
         shared = self.shared_gate_up, self.shared_down
         weights = Weights(
@@ -79,7 +80,7 @@ class MoE(nn.Module):
         x_ND = x_BTD.flatten(0, 1)
         if unfit(x_ND, weights, settings) is not None:
             return None
-        y_ND, loss, counts_E, stats = native_layer(x_ND, weights, settings)
+        y_ND, loss, counts_E, stats = whole_layer(x_ND, weights, settings)
         return y_ND.view_as(x_BTD), Routing(loss, counts_E, stats)
 
     def _contribution(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:

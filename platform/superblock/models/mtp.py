@@ -84,5 +84,5 @@ class BlockDepth(nn.Module):
         """The next depth's hidden state [B, T, D]; its residual stream has the dtype of `h_BTD`."""
         merged = torch.cat([self.embedding_norm.for_products(e_BTD), self.hidden_norm.for_products(h_BTD)], dim=-1)
         x_BTD = self.merge(merged).to(h_BTD.dtype)
-        x_BTD = x_BTD + self.attention(self.attention_norm.for_products(x_BTD), pack)
+        x_BTD = self.attention(x_BTD, pack, norm=self.attention_norm)
         return self.norm(x_BTD + self.down(swiglu(self.gate_up(self.mlp_norm.for_products(x_BTD)))))

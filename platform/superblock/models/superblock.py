@@ -37,16 +37,12 @@ class Layer(nn.Module):
 
     def forward(self, x_BTD: Tensor, pack: PackInfo, state: object = None) -> tuple[Tensor, Routing]:
         """The residual stream after both sublayers, in its own dtype (fp32 under autocast)."""
-        x_BTD = x_BTD + self._mix(x_BTD, pack, state)
+        if isinstance(self.mixer, GatedDeltaNet):
+            x_BTD = self.mixer(x_BTD, pack, cast(DeltaState | None, state), norm=self.norm)
+        else:
+            x_BTD = self.mixer(x_BTD, pack, cast(KeyValueState | None, state), norm=self.norm)
         stream_BTD, routing = self.moe(x_BTD, residual=True)
         return stream_BTD, routing
-
-    def _mix(self, x_BTD: Tensor, pack: PackInfo, state: object) -> Tensor:
-        """Norm and mixer. All that reads the normed stream are matrix products, and the gates of Gated DeltaNet."""
-        if isinstance(self.mixer, GatedDeltaNet):
-            h_BTD, unrounded_BTD = self.norm.for_products_and_wide(x_BTD)
-            return self.mixer(h_BTD, pack, cast(DeltaState | None, state), unrounded_BTD=unrounded_BTD)
-        return self.mixer(self.norm.for_products(x_BTD), pack, cast(KeyValueState | None, state))
 
 
 class Superblock(nn.Module):

@@ -147,35 +147,35 @@ class Layers:
 
 
 def gated_deltanet(config: BenchmarkConfig, case: Case) -> Work:
-    """`part/gated-deltanet`: norm, projections, convolution, gates, delta rule, gated norm, projection."""
+    """`part/gated-deltanet`: norm, projections, convolution, gates, delta rule, gated norm, projection, residual sum."""
     layers = Layers(config, case, "gdn")
     return part(
         config,
         layers.inputs,
-        lambda x: layers.ours.mixer(layers.ours.norm(x), layers.pack),
-        lambda x: layers.theirs.linear_attn(layers.theirs.input_layernorm(x)),
+        lambda x: layers.ours.mixer(x, layers.pack, norm=layers.ours.norm),
+        lambda x: x + layers.theirs.linear_attn(layers.theirs.input_layernorm(x)),
     )
 
 
 def attention(config: BenchmarkConfig, case: Case) -> Work:
-    """`part/attention`: norm, projections, norms and rotation of queries and keys, attention, gate, projection."""
+    """`part/attention`: norm, projections, norms and rotation of queries and keys, attention, gate, projection, sum."""
     layers = Layers(config, case, "gqa")
 
     def theirs(x: Tensor) -> Tensor:
         y_BTD: Tensor = layers.theirs.self_attn(layers.theirs.input_layernorm(x), layers.positions, None)[0]
-        return y_BTD
+        return x + y_BTD
 
-    return part(config, layers.inputs, lambda x: layers.ours.mixer(layers.ours.norm(x), layers.pack), theirs)
+    return part(config, layers.inputs, lambda x: layers.ours.mixer(x, layers.pack, norm=layers.ours.norm), theirs)
 
 
 def moe(config: BenchmarkConfig, case: Case) -> Work:
-    """`part/moe`: norm, router, routed and shared experts."""
+    """`part/moe`: norm, router, routed and shared experts, residual sum."""
     layers = Layers(config, case, "gqa")
     return part(
         config,
         layers.inputs,
-        lambda x: layers.ours.moe(x)[0],
-        lambda x: layers.theirs.mlp(layers.theirs.post_attention_layernorm(x)),
+        lambda x: layers.ours.moe(x, residual=True)[0],
+        lambda x: x + layers.theirs.mlp(layers.theirs.post_attention_layernorm(x)),
         checked=lambda inputs: [inputs[0][:1, :CHECKED]],
     )
 

@@ -61,7 +61,12 @@ def unfit(q_BTGK: Tensor, v_BTHV: Tensor, chunk_size: int) -> str | None:
         return f"it has no kernel for {q_BTGK.device.type}"
     if q_BTGK.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it computes in fp32, which is less than {str(q_BTGK.dtype).removeprefix('torch.')}"
-    for name, width in (("key_dim", q_BTGK.shape[3]), ("value_dim", v_BTHV.shape[3])):
+    return unfit_widths(q_BTGK.shape[3], v_BTHV.shape[3], chunk_size)
+
+
+def unfit_widths(K: int, V: int, chunk_size: int) -> str | None:
+    """Why heads of such widths are not for the C++ form, in words; None if they are."""
+    for name, width in (("key_dim", K), ("value_dim", V)):
         if width % 16 or width > 256:
             return f"{name}={width} is not a multiple of 16 up to 256"
     if chunk_size % 16 or chunk_size > 128:

@@ -35,8 +35,13 @@ def unfit(x_BTC: Tensor, weight_CW: Tensor) -> str | None:
         return f"it has no kernel for {x_BTC.device.type}"
     if x_BTC.dtype not in (torch.float32, torch.bfloat16) or weight_CW.dtype == torch.float64:
         return f"it computes bf16 and fp32, not {x_BTC.dtype}"
-    if not x_BTC.shape[1] or x_BTC.shape[2] % 16 or weight_CW.shape[1] > MOST_TAPS:
-        return f"{x_BTC.shape[2]} channels are not a multiple of 16, or {weight_CW.shape[1]} taps above {MOST_TAPS}"
+    return unfit_sizes(x_BTC.shape[1], x_BTC.shape[2], weight_CW.shape[1])
+
+
+def unfit_sizes(T: int, C: int, taps: int) -> str | None:
+    """Why so many tokens, channels and taps are not for the C++ form, in words; None if they are."""
+    if not T or C % 16 or taps > MOST_TAPS:
+        return f"{T} tokens are none, {C} channels not a multiple of 16, or {taps} taps above {MOST_TAPS}"
     return LIBRARY.why_not()
 
 

@@ -88,7 +88,9 @@ class NativeLibrary:
         """
         assert self._handle is not None, f"{self.source.name} is not loaded: {self._reason}"
         function = getattr(self._handle, name)
-        function(*map(_c_value, arguments), ctypes.c_int64(torch.get_num_threads()))
+        if function.argtypes is None:  # ctypes then converts by itself, which is quick
+            function.argtypes = [*map(_c_type, arguments), ctypes.c_int64]
+        function(*map(_address, arguments), torch.get_num_threads())
 
 
 @contextmanager
@@ -103,12 +105,15 @@ def _plain_torch() -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def _c_value(argument: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
-    if argument is None:
-        return ctypes.c_void_p(None)
-    if isinstance(argument, Tensor):
-        assert argument.device.type == "cpu", "a C++ kernel reads the memory of the processor"
-        return ctypes.c_void_p(argument.data_ptr())
-    if isinstance(argument, float):
-        return ctypes.c_double(argument)
-    return ctypes.c_int64(argument)
+def _c_type(argument: Argument) -> type[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double]:
+    """What an entry point takes where it is called with this; the same at every call."""
+    if argument is None or isinstance(argument, Tensor):
+        return ctypes.c_void_p
+    return ctypes.c_double if isinstance(argument, float) else ctypes.c_int64
+
+
+def _address(argument: Argument) -> int | float | None:
+    if not isinstance(argument, Tensor):
+        return argument
+    assert argument.is_cpu, "a C++ kernel reads the memory of the processor"
+    return argument.data_ptr()

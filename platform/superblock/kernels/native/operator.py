@@ -73,4 +73,7 @@ def native_operator(name: str, *, mutates: tuple[str, ...] = ()) -> Callable[[Ca
 
 def _plain(arguments: tuple[Any, ...]) -> bool:
     """Whether every tensor is memory that a kernel can read, not a stand-in (fake, meta, distributed)."""
-    return all(a.is_cpu and type(a) in _PLAIN for a in arguments if isinstance(a, Tensor))
+    for argument in arguments:
+        if isinstance(argument, Tensor) and not (argument.is_cpu and type(argument) in _PLAIN):
+            return False
+    return True

@@ -69,11 +69,11 @@ static void forward(Shape s, Rows<const X> x, const float* weight, Rows<const Z>
   }
 }
 
-// dx is contiguous; dy, dwide: the gradients of y and of its copy in fp32, either may be missing.
+// dx is contiguous, and `stream` is added to it; dy, dwide: the gradients of y and of its copy in fp32; any of the three may be missing.
 // partial: [blocks, weight's size], overwritten.
 template <class X, class Y, class Z>
 static void backward(Shape s, Rows<const X> x, const float* weight, Rows<const Z> gate, const float* scales,
-                     Rows<const Y> dy, Rows<const float> dwide, X* dx, Rows<Z> dgate, float* dweight, float* partial,
+                     Rows<const Y> dy, Rows<const float> dwide, Rows<const X> stream, X* dx, Rows<Z> dgate, float* dweight, float* partial,
                      int64_t threads) {
   constexpr bool GATED = !std::is_same<Z, None>::value;
   const int64_t size = s.per_row ? s.G * s.D : s.D;
@@ -91,6 +91,7 @@ static void backward(Shape s, Rows<const X> x, const float* weight, Rows<const Z
         const X* x_row = x.at(m, g);
         const Z* z_row = GATED ? gate.at(m, g) : nullptr;
         const Y* dy_row = dy.data ? dy.at(m, g) : nullptr;
+        const X* stream_row = stream.data ? stream.at(m, g) : nullptr;
         const float* dwide_row = dwide.data ? dwide.at(m, g) : nullptr;
         Z* dgate_row = GATED ? dgate.at(m, g) : nullptr;
         const float* w = weight + (s.per_row ? g * D : 0);
@@ -114,7 +115,9 @@ static void backward(Shape s, Rows<const X> x, const float* weight, Rows<const Z
         const float mean = sum(along) / (float)D;
         for_columns(D, [&](int64_t d, auto n) {
           V normed = read(x_row + d, n) * scale;
-          write(dx + row * D + d, (load(own + d) - normed * mean) * scale, n);
+          V value = (load(own + d) - normed * mean) * scale;
+          if (stream_row) value += read(stream_row + d, n);
+          write(dx + row * D + d, value, n);
         });
       });
     }
@@ -151,15 +154,16 @@ ENTRY void rms_norm_forward(const void* x, int64_t x_half, int64_t x_outer, int6
 
 ENTRY void rms_norm_backward(const void* x, int64_t x_half, int64_t x_outer, int64_t x_inner, const float* weight,
                              int64_t per_row, const float* scales, const void* dy, int64_t y_half, int64_t dy_outer,
-                             int64_t dy_inner, const float* dwide, int64_t dwide_outer, int64_t dwide_inner, void* dx,
-                             float* dweight, float* partial, int64_t M, int64_t G, int64_t D, int64_t threads) {
+                             int64_t dy_inner, const float* dwide, int64_t dwide_outer, int64_t dwide_inner,
+                             const void* stream, int64_t stream_outer, int64_t stream_inner, void* dx, float* dweight,
+                             float* partial, int64_t M, int64_t G, int64_t D, int64_t threads) {
   Shape s{M, G, D, per_row != 0};
   with_type(x_half, [&](auto x_type) {
     with_type(y_half, [&](auto y_type) {
       using X = Element<decltype(x_type)>;
       using Y = Element<decltype(y_type)>;
       backward<X, Y, None>(s, {(const X*)x, x_outer, x_inner}, weight, {}, scales, {(const Y*)dy, dy_outer, dy_inner},
-                           {dwide, dwide_outer, dwide_inner}, (X*)dx, {}, dweight, partial, threads);
+                           {dwide, dwide_outer, dwide_inner}, {(const X*)stream, stream_outer, stream_inner}, (X*)dx, {}, dweight, partial, threads);
     });
   });
 }
@@ -190,7 +194,7 @@ ENTRY void gated_rms_norm_backward(const float* x, int64_t x_outer, int64_t x_in
       using Z = Element<decltype(z_type)>;
       using Y = Element<decltype(y_type)>;
       backward<float, Y, Z>(s, {x, x_outer, x_inner}, weight, {(const Z*)z, z_outer, z_inner}, scales,
-                            {(const Y*)dy, dy_outer, dy_inner}, {}, dx, {(Z*)dz, dz_outer, dz_inner}, dweight, partial, threads);
+                            {(const Y*)dy, dy_outer, dy_inner}, {}, {}, dx, {(Z*)dz, dz_outer, dz_inner}, dweight, partial, threads);
     });
   });
 }

@@ -65,24 +65,38 @@ def _(x_D: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype, wide: bool)
 
 @native_operator("rms_norm_backward")
 def rms_norm_backward(
-    x_D: Tensor, weight_D: Tensor, scale_R: Tensor, dy_D: Tensor | None, dwide_D: Tensor | None
+    x_D: Tensor,
+    weight_D: Tensor,
+    scale_R: Tensor,
+    dy_D: Tensor | None,
+    dwide_D: Tensor | None,
+    dstream_D: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `x` and of `weight`, in their dtypes; of `weight` the same bits for any number of threads."""
+    """Gradients of `x` and of `weight`, in their dtypes; of `weight` the same bits for any number of threads.
+
+    `dstream` is added to that of `x`: its gradient by whoever else reads it, in its dtype.
+    """
     x, weight = rows_of(x_D), weight_D.float().contiguous()
     dx_D, dweight = x_D.new_empty(x_D.shape), torch.empty_like(weight)
     partial = weight.new_empty(_MAX_BLOCKS, weight.numel())
     dy = (None, 0, 0) if dy_D is None else rows_of(dy_D)
     dwide = (None, 0, 0) if dwide_D is None else rows_of(dwide_D)
+    dstream = (None, 0, 0) if dstream_D is None else rows_of(dstream_D)
     LIBRARY.call(
         "rms_norm_backward", x.tensor, _half(x_D.dtype), x.outer, x.inner, weight, int(weight.ndim > 1), scale_R,
-        dy[0], 0 if dy_D is None else _half(dy_D.dtype), *dy[1:], *dwide, dx_D, dweight, partial, *row_counts(x_D),
+        dy[0], 0 if dy_D is None else _half(dy_D.dtype), *dy[1:], *dwide, *dstream, dx_D, dweight, partial, *row_counts(x_D),
     )  # fmt: skip
     return dx_D, dweight.to(weight_D.dtype)
 
 
 @rms_norm_backward.register_fake
 def _(
-    x_D: Tensor, weight_D: Tensor, scale_R: Tensor, dy_D: Tensor | None, dwide_D: Tensor | None
+    x_D: Tensor,
+    weight_D: Tensor,
+    scale_R: Tensor,
+    dy_D: Tensor | None,
+    dwide_D: Tensor | None,
+    dstream_D: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return x_D.new_empty(x_D.shape), weight_D.new_empty(weight_D.shape)
 

@@ -60,7 +60,7 @@ def unfit(x_ND: Tensor, weights: Weights, settings: Settings) -> str | None:
     ) or native.why_not_native(x_ND, weights.gate_up_E2FD, weights.down_EDF, shared)
 
 
-def native_layer(x_ND: Tensor, weights: Weights, settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def whole_layer(x_ND: Tensor, weights: Weights, settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The stream x plus the layer's contribution, in the dtype of `x`; the auxiliary loss, counts [E] and stats [4].
 
     Rounded once, at the end. Differentiable once; forward gives the same bits with any number of threads, backward with
@@ -90,7 +90,7 @@ def moe_layer(
     z_loss: float,
     keep: bool,
 ) -> _Outputs:
-    """y, loss, counts and stats of `native_layer`, and what backward needs."""
+    """y, loss, counts and stats of `whole_layer`, and what backward needs."""
     results = _outputs(x, router, shared_gate, down, shared_down, dtype, top_k, z_loss, keep)
     y, loss, counts, stats, h, scales, index, weight, gate, scores, lse, hidden, shared_hidden = results
     settings = (top_k, softmax, scale, aux_loss, z_loss)
