@@ -23,7 +23,7 @@ static void finish_column(const Problem& p, Outputs<E> to, Rows<const E> gate, i
   const E* gates = to.o ? gate.at(b, t, h) : nullptr;
   for (int64_t d = 0; d < p.K; d += W) {
     V o = load(row + d);
-    if (to.o) store(to.o + at + d, o), o *= vsigmoid(load(gates + d));
+    if (to.o) store(to.o + at + d, o), o *= sigmoid<E>(load(gates + d));
     store(to.y + at + d, o);
   }
 }

@@ -75,7 +75,7 @@ static void pack_columns(const Problem& p, const Inputs<E>& in, const Gradients<
     for (int d = 0; d < K; d += W) {
       V dy = load(in.dy + at + d), o = load(in.o + at + d);
       if (gates) {
-        V s = vsigmoid(load(gates + d));
+        V s = sigmoid<E>(load(gates + d));
         if (dgates) store(dgates + d, dy * o * s * (1.0f - s));
         dy *= s;
       }

@@ -116,7 +116,8 @@ def _backward(ctx: Any, dstream: Tensor | None, *_: None) -> tuple[Tensor | None
     needs = ctx.needs_input_grad
     if dstream is None:
         return (None,) * len(needs)
-    tensors, kept = ctx.saved_tensors[:_TENSORS], list(ctx.saved_tensors[_TENSORS:])
+    saved = ctx.saved_tensors  # to be read once: with recomputed activations it is a function
+    tensors, kept = saved[:_TENSORS], list(saved[_TENSORS:])
     grads = grouped_query_layer_backward(dstream, *tensors, kept, *ctx.settings)
     wanted = (grad if need else None for grad, need in zip(grads, needs, strict=False))
     return *wanted, *(None,) * (len(needs) - len(grads))

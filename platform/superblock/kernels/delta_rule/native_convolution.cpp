@@ -96,12 +96,16 @@ static void forward_block(const Rows<X>& in, const float* weight, int width, X* 
           for (int l = 0; l < TAPS - 1; l++) window[l] = load(rows[0][l + 1] + c);
           for (int i = 0; i < count; i++) {
             shift<TAPS>(window, load(rows[i][0] + c));
-            store(out + i * in.C, vsilu(weighted<TAPS>(w, window)));
+            V z = weighted<TAPS>(w, window);
+            store(out + i * in.C, z * sigmoid<X>(z));
           }
           continue;
         }
       }
-      for (int i = 0; i < count; i++) store(out + i * in.C, vsilu(weighted<TAPS>(w, rows[i], c, taps)));
+      for (int i = 0; i < count; i++) {
+        V z = weighted<TAPS>(w, rows[i], c, taps);
+        store(out + i * in.C, z * sigmoid<X>(z));
+      }
     }
   }
   const int reach = in.reach(in.T - 1);
@@ -137,7 +141,7 @@ static void backward_block(const Rows<X>& in, const X* dy, const float* weight, 
       for (int l = 0; l < taps; l++) dw[l] = load(d_weight + l * in.C + c);
       const X* gradient = dy + first * in.C + c;
       const auto through_silu = [&](int i, V z) {
-        V s = vsigmoid(z), d = load(gradient + i * in.C) * s * (1.0f + z * (1.0f - s));
+        V s = sigmoid<X>(z), d = load(gradient + i * in.C) * s * (1.0f + z * (1.0f - s));
         store(dz[taps - 1 + i] + c, d);
         return d;
       };

@@ -64,24 +64,6 @@ struct Carver {
 // Where 32 hidden elements of row i, gate and up of 16 columns from f on, are kept for backward: by columns, then rows.
 INLINE int64_t kept_at(int64_t i, int64_t rows, int64_t f) { return (f / STRIP * rows + i) * 2 * STRIP; }
 
-// For 16-bit results a sigmoid within 1e-4, which costs half of the exact one. Far out, scalef gives 0 or infinity.
-template <class T>
-INLINE V sigmoid(V x) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 2) {
-    V y = x * -1.44269504f;
-    V whole = (V)_mm512_roundscale_ps((__m512)y, 0);
-    V f = y - whole;
-    V power = f * 0.00958285f + 0.05590643f;  // 2^f within 3e-6
-    power = power * f + 0.24024099f;
-    power = power * f + 0.69312419f;
-    power = power * f + 1.0f;
-    return (V)_mm512_rcp14_ps((__m512)((V)_mm512_scalef_ps((__m512)power, (__m512)whole) + 1.0f));
-  }
-#endif
-  return vsigmoid(x);
-}
-
 INLINE float sum_of(const V* parts, int count) {
   V total{};
   for (int i = 0; i < count; i++) total += parts[i];

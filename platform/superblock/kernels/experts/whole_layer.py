@@ -249,8 +249,8 @@ def _backward(ctx: Any, dy: Tensor | None, dloss: Tensor | None, *_: None) -> tu
     rest = (None,) * (len(needs) - _TENSORS)
     if dy is None and dloss is None:
         return (None,) * len(needs)
-    x, norm, router, shared_gate, bias, *experts, counts = ctx.saved_tensors[: _TENSORS + 1]
-    kept = list(ctx.saved_tensors[_TENSORS + 1 :])
+    saved = ctx.saved_tensors  # to be read once: with recomputed activations it is a function
+    (x, norm, router, shared_gate, bias, *experts, counts), kept = saved[: _TENSORS + 1], list(saved[_TENSORS + 1 :])
     learn = any(needs[5:_TENSORS])
     grads = moe_layer_backward(
         dy, dloss, x, norm, router, shared_gate, bias, *experts, counts, kept, *ctx.settings, learn

@@ -61,7 +61,10 @@ static void forward(Shape s, Rows<const X> x, const float* weight, Rows<const Z>
         scales[row] = scale;
         for_columns(D, [&](int64_t d, auto n) {
           V value = read(x_row + d, n) * scale * read(w + d, n);
-          if constexpr (GATED) value *= vsilu(read(z_row + d, n));
+          if constexpr (GATED) {
+            V z = read(z_row + d, n);
+            value *= z * sigmoid<Y>(z);
+          }
           write(y + row * D + d, value, n);
           if (wide) write(wide + row * D + d, value, n);
         });

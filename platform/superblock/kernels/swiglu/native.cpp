@@ -18,7 +18,10 @@ static void forward(Rows<const T> gate_up, T* y, int64_t N, int64_t F, int64_t t
     for (int64_t row = 0; row < N; row++) {
       const T *gate = gate_up.at(row), *up = gate + F;
       T* out = y + row * F;
-      for_columns(F, [&](int64_t f, auto n) { write(out + f, vsilu(read(gate + f, n)) * read(up + f, n), n); });
+      for_columns(F, [&](int64_t f, auto n) { 
+        V x = read(gate + f, n);
+        write(out + f, x * sigmoid<T>(x) * read(up + f, n), n);
+      });
     }
   }
 }
@@ -33,7 +36,7 @@ static void backward(Rows<const T> gate_up, Rows<const T> dy, T* dgate_up, int64
       const T *gate = gate_up.at(row), *up = gate + F, *d = dy.at(row);
       T *dgate = dgate_up + row * 2 * F, *dup = dgate + F;
       for_columns(F, [&](int64_t f, auto n) {
-        V x = read(gate + f, n), sigma = vsigmoid(x), slope = read(d + f, n);
+        V x = read(gate + f, n), sigma = sigmoid<T>(x), slope = read(d + f, n);
         write(dup + f, slope * x * sigma, n);
         write(dgate + f, slope * read(up + f, n) * sigma * (1.0f + x * (1.0f - sigma)), n);
       });
