@@ -77,6 +77,13 @@ struct ByLag {
   }
 };
 
+// Asks for the channels of `count` tokens from `first` on: rows lie apart, so the processor does not foresee them.
+template <bool WRITE, class X>
+INLINE void ask(const X* rows, int64_t step, int64_t first, int64_t end, int width) {
+  for (int64_t t = first; t < std::min(first + TOKENS, end); t++)
+    for (int c = 0; c < width; c += 64 / (int)sizeof(X)) __builtin_prefetch(rows + t * step + c, WRITE);
+}
+
 template <int TAPS, class X>
 static void forward_block(const Rows<X>& in, const float* weight, int width, X* y, X* last) {
   const int taps = TAPS ? TAPS : in.taps;
@@ -85,6 +92,8 @@ static void forward_block(const Rows<X>& in, const float* weight, int width, X* 
   for (int64_t first = 0; first < in.T; first += TOKENS) {
     const int count = (int)std::min<int64_t>(TOKENS, in.T - first);
     const bool whole = in.rows(first, count, rows);
+    ask<false>(in.x, in.step, first + TOKENS, in.T, width);
+    ask<true>(y, in.C, first + TOKENS, in.T, width);
     for (int c = 0; c < width; c += W) {
       V w[TAPS ? TAPS : MOST_TAPS];
       by_lag.read(c, taps, w);
@@ -128,6 +137,9 @@ static void backward_block(const Rows<X>& in, const X* dy, const float* weight, 
     const int count = (int)std::max<int64_t>(0, std::min<int64_t>(TOKENS, in.T - first));
     const int done = (int)std::min<int64_t>(TOKENS, in.T + taps - 1 - first);
     const bool whole = in.rows(first, count, rows);
+    ask<false>(in.x, in.step, first + TOKENS, in.T, width);
+    ask<false>(dy, in.C, first + TOKENS, in.T, width);
+    ask<true>(dx, dx_step, first + TOKENS, in.T, width);
     // inputs that no later token reaches: position first + i - (TAPS - 1), from the tokens at and behind it
     const float* behind[TOKENS][MOST_TAPS];
     for (int i = 0; i < done; i++)
