@@ -104,27 +104,24 @@ struct Arena {
   }
 };
 
-// Brings a row to `length`; returns the factor that did it.
-template <class X>
-INLINE float unit(const X* x, int K, float length, float* out) {
-  V squares{};
-  for (int j = 0; j < K; j += W) {
-    V value = load(x + j);
-    squares += value * value;
-  }
-  float factor = length / std::sqrt(sum(squares) + EPS);
-  for (int j = 0; j < K; j += W) store(out + j, load(x + j) * factor);
-  return factor;
-}
-
-// `C` rows `step` apart to `length`, zeros behind the first `count`, and their factors.
+// `C` rows `step` apart to `length`, zeros behind the first `count`, and the factors that did it. Roots and quotients of all
+// rows are taken at once: one by one they would keep the products waiting.
 template <class X>
 static void unit_rows(const X* x, int64_t step, int count, int C, int K, float length, float* out, int ld, float* factor) {
-  for (int i = 0; i < count; i++) factor[i] = unit(x + i * step, K, length, out + i * ld);
-  for (int i = count; i < C; i++) {
-    memset(out + i * ld, 0, sizeof(float) * K);
-    factor[i] = 0;
+  for (int i = 0; i < C; i++) {
+    V squares{};
+    for (int j = 0; i < count && j < K; j += W) {
+      V value = load(x + i * step + j);
+      squares += value * value;
+    }
+    factor[i] = sum(squares);
   }
+  for (int i = 0; i < C; i++) factor[i] = i < count ? length / std::sqrt(factor[i] + EPS) : 0.0f;
+  for (int i = 0; i < count; i++) {
+    V scale = splat(factor[i]);
+    for (int j = 0; j < K; j += W) store(out + i * ld + j, load(x + i * step + j) * scale);
+  }
+  for (int i = count; i < C; i++) memset(out + i * ld, 0, sizeof(float) * K);
 }
 
 // Asks for a row that another chunk reads or writes. Rows lie a token apart, which the processor does not foresee by itself:

@@ -41,11 +41,10 @@ static void recurrent_head(const Head<X>& head, const float* initial, float* o, 
     memcpy(last, initial, sizeof(float) * K * VD);
   else
     memset(last, 0, sizeof(float) * K * VD);
-  float* KQ = scratch<float>(2 * head.tokens * K);
-  for (int64_t t = 0; t < head.tokens; t++) {
-    unit(head.k + t * head.k_step, K, 1.0f, KQ + t * K);
-    unit(head.q + t * head.q_step, K, 1.0f / std::sqrt((float)K), KQ + (head.tokens + t) * K);
-  }
+  const int T = (int)head.tokens;
+  float *KQ = scratch<float>(2 * T * (K + 1)), *factors = KQ + 2 * T * K;
+  unit_rows(head.k, head.k_step, T, T, K, 1.0f, KQ, K, factors);
+  unit_rows(head.q, head.q_step, T, T, K, 1.0f / std::sqrt((float)K), KQ + T * K, K, factors + T);
   int begin = 0;
   for (; begin + 4 * W <= VD; begin += 4 * W) recurrent_columns<4>(head, KQ, begin, last, o, o_step);
   for (; begin < VD; begin += W) recurrent_columns<1>(head, KQ, begin, last, o, o_step);
