@@ -103,6 +103,39 @@ def test_stand_ins_never_reach_the_kernel() -> None:
     assert not SEEN
 
 
+def test_tracers_and_transformations_see_the_operator() -> None:
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: cube(x, 2.0)[0], torch.ones(3))
+    assert traced(torch.full((5,), 2.0)).tolist() == [16.0] * 5
+    assert torch.func.vmap(lambda x: cube(x, 2.0)[0])(torch.full((2, 2), 2.0)).tolist() == [[16.0] * 2] * 2
+
+
+def test_an_integer_is_a_float_where_a_float_is_meant() -> None:
+    assert cube(torch.ones(2), 2)[0].tolist() == [2.0, 2.0]
+    x, w = torch.randn(3, 16), torch.ones(16)
+    if reason := norm.LIBRARY.why_not():
+        pytest.skip(reason)
+    for eps in (1, 1.0):
+        torch.testing.assert_close(
+            norm.rms_norm(x, w, eps, torch.float32, False)[0], x / (x.square().mean(-1, keepdim=True) + 1).sqrt()
+        )
+
+
+def test_what_is_written_to_counts_as_changed() -> None:
+    @native_operator("test_double", mutates=("x",))
+    def double(x: Tensor) -> Tensor:
+        x.data.mul_(2)
+        return x.detach().clone()
+
+    x = torch.ones(2)
+    assert double(x).tolist() == [2.0, 2.0] and x.tolist() == [2.0, 2.0] and x._version == 1
+    kept = torch.ones(2, requires_grad=True) * 3
+    y = kept.square()
+    double(kept)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_differentiable_once() -> None:
     x = torch.ones(2, requires_grad=True)
     (dx,) = torch.autograd.grad(cube(x, 1.0)[0].sum(), x, create_graph=True)

@@ -12,6 +12,11 @@ from torch import Tensor
 from superblock.kernels.norm.native import rms_norm, rms_norm_backward
 
 
+def multiplies(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a module would multiply this weight in `dtype`: only autocast makes it another than its own."""
+    return weight.dtype == dtype or torch.is_autocast_enabled("cpu")
+
+
 def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight in `dtype`, to be kept for the backward pass; empty if it is in that dtype already."""
     return weight.to(dtype) if weight.dtype != dtype else weight.new_empty(0)

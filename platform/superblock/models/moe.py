@@ -77,11 +77,10 @@ class MoE(nn.Module):
         )
         dtype, softmax = compute_dtype(x_BTD), c.score == "softmax"
         settings = Settings(self.norm.eps, dtype, c.top_k, softmax, c.route_scale, c.aux_loss, c.z_loss)
-        x_ND = x_BTD.flatten(0, 1)
-        if unfit(x_ND, weights, settings) is not None:
+        if unfit(x_BTD, weights, settings) is not None:
             return None
-        y_ND, loss, counts_E, stats = whole_layer(x_ND, weights, settings)
-        return y_ND.view_as(x_BTD), Routing(loss, counts_E, stats)
+        y_BTD, *routing = whole_layer(x_BTD, weights, settings)
+        return y_BTD, Routing(*routing)
 
     def _contribution(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         h_BTD, unrounded_BTD = (x_BTD, x_BTD) if self.norm is None else self.norm.for_products_and_wide(x_BTD)

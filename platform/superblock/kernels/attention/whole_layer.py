@@ -12,9 +12,10 @@ from torch import Tensor
 
 from superblock.kernels.attention import native
 from superblock.kernels.native import native_operator
+from superblock.kernels.native.operator import plain, wanted
 from superblock.kernels.norm import native as norm
 from superblock.kernels.packing import PackInfo
-from superblock.kernels.projections import enter, enter_backward, kept_or, leave, leave_backward, rounded
+from superblock.kernels.projections import enter, enter_backward, kept_or, leave, leave_backward, multiplies, rounded
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -32,10 +33,12 @@ class Weights(NamedTuple):
 
 def unfit(x_BTD: Tensor, weights: Weights, dtype: torch.dtype) -> str | None:
     """Why one operation cannot serve these, in words; None if it can. `dtype` is that of the products."""
-    if any(t.device.type != "cpu" for t in (x_BTD, *weights)) or not x_BTD.numel():
-        return "it runs on processors only, and needs some tokens"
+    if not plain(x_BTD, *weights) or not x_BTD.numel():
+        return "it takes plain tensors in the memory of a processor, and needs some tokens"
     if any(t.dtype not in _DTYPES for t in (x_BTD, *weights)):
         return f"it has no kernel for {x_BTD.dtype}"
+    if not multiplies(weights.qkvg_nKD, dtype) or not multiplies(weights.out_DHK, dtype):
+        return f"its projections are not in {dtype}, and autocast is off"
     return native.why_not(x_BTD.device, dtype, len(weights.query_norm_K)) or norm.LIBRARY.why_not()
 
 
@@ -113,14 +116,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: _Results) -> None:
 
 
 def _backward(ctx: Any, dstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad
     if dstream is None:
-        return (None,) * len(needs)
+        return wanted([], ctx.needs_input_grad)
     saved = ctx.saved_tensors  # to be read once: with recomputed activations it is a function
-    tensors, kept = saved[:_TENSORS], list(saved[_TENSORS:])
-    grads = grouped_query_layer_backward(dstream, *tensors, kept, *ctx.settings)
-    wanted = (grad if need else None for grad, need in zip(grads, needs, strict=False))
-    return *wanted, *(None,) * (len(needs) - len(grads))
+    grads = grouped_query_layer_backward(dstream, *saved[:_TENSORS], list(saved[_TENSORS:]), *ctx.settings)
+    return wanted(grads, ctx.needs_input_grad)
 
 
 grouped_query_layer.register_autograd(_backward, setup_context=_setup)

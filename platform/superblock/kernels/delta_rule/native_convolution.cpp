@@ -234,7 +234,8 @@ static void backward(const Batch& in, const X* dy, X* dx, int64_t dx_row, int64_
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < in.B * in.blocks(); task++)
       run(in.sequence<X>(task, zeros), dy + in.offset(task, in.T), in.weight + in.begin(task) * in.taps, in.width(task),
-          dx + task / in.blocks() * dx_row + in.begin(task), dx_step, d_state ? d_state + in.offset(task, in.taps - 1) : nullptr,
+          dx + task / in.blocks() * dx_row + in.begin(task), dx_step,
+          d_state ? d_state + in.offset(task, in.taps - 1) : nullptr,
           partial + in.offset(task, in.taps));
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < in.C; c++)
@@ -257,7 +258,8 @@ ENTRY void convolution_forward(const void* x, const float* weight, const void* s
     forward(in, (float*)y, (float*)last, threads);
 }
 
-// dx comes with strides as x does. `partial` [B, TAPS, C] is room for each sequence's gradient of the weights; `d_state` null: not wanted.
+// dx comes with strides as x does. `partial` [B, TAPS, C] is room for each sequence's gradient of the weights; `d_state` null:
+// not wanted.
 ENTRY void convolution_backward(const void* x, const float* weight, const void* state, const int32_t* documents, int64_t row,
                                 int64_t step, int64_t B, int64_t T, int64_t C, int64_t taps, int64_t is_bf16, const void* dy,
                                 void* dx, int64_t dx_row, int64_t dx_step, void* d_state, float* partial, float* d_weight,

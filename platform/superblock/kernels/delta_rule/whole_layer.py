@@ -16,9 +16,10 @@ from torch import Tensor
 
 from superblock.kernels.delta_rule import native, native_convolution, native_gates
 from superblock.kernels.native import native_operator
+from superblock.kernels.native.operator import plain, wanted
 from superblock.kernels.norm import native as norm
 from superblock.kernels.packing import PackInfo
-from superblock.kernels.projections import enter, enter_backward, kept_or, leave, leave_backward, rounded
+from superblock.kernels.projections import enter, enter_backward, kept_or, leave, leave_backward, multiplies, rounded
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _Results = tuple[
@@ -43,10 +44,12 @@ class Weights(NamedTuple):
 def unfit(x_BTD: Tensor, weights: Weights, heads: tuple[int, int], dtype: torch.dtype, chunk_size: int) -> str | None:
     """Why one operation cannot serve these, in words; None if it can. `heads` is (G, H), `dtype` that of the products."""
     (G, H), C, V = heads, len(weights.conv_CW), len(weights.gated_norm_V)
-    if any(t.device.type != "cpu" for t in (x_BTD, *weights)):
-        return "it runs on processors only"
+    if not plain(x_BTD, *weights):
+        return "it takes plain tensors in the memory of a processor"
     if any(t.dtype not in _DTYPES for t in (x_BTD, *weights)) or dtype not in _DTYPES:
         return f"it has no kernel for {x_BTD.dtype} with products in {dtype}"
+    if not multiplies(weights.qkvz_ND, dtype) or not multiplies(weights.out_DHV, dtype):
+        return f"its projections are not in {dtype}, and autocast is off"
     return (
         native_convolution.unfit_sizes(x_BTD.shape[0] * x_BTD.shape[1], C, weights.conv_CW.shape[1])
         or native.unfit_widths((C - H * V) // (2 * G), V, chunk_size)
@@ -183,14 +186,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: _Results) -> None:
 
 
 def _backward(ctx: Any, dstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad
     if dstream is None:
-        return (None,) * len(needs)
+        return wanted([], ctx.needs_input_grad)
     saved = ctx.saved_tensors  # to be read once: with recomputed activations it is a function
-    tensors, kept = saved[:_TENSORS], list(saved[_TENSORS:])
-    grads = delta_layer_backward(dstream, *tensors, kept, *ctx.settings)
-    wanted = (grad if need else None for grad, need in zip(grads, needs, strict=False))
-    return *wanted, *(None,) * (len(needs) - len(grads))
+    grads = delta_layer_backward(dstream, *saved[:_TENSORS], list(saved[_TENSORS:]), *ctx.settings)
+    return wanted(grads, ctx.needs_input_grad)
 
 
 delta_layer.register_autograd(_backward, setup_context=_setup)

@@ -11,7 +11,8 @@ static Problem problem(void* x, int64_t x_half, int64_t x_stride, void* gate_up,
   return {{x, x_stride, x_half != 0}, index, weight, shared_weight, all_gate_up, all_down, shared, N, D, F, E, k};
 }
 
-// `stream`, of the dtype of y, is added to the result unless it is null. `in_half`: multiply in bf16, and `hidden`, `shared_hidden` and `parts` are bf16; the level must have its products.
+// `stream`, of the dtype of y, is added to the result unless it is null. `in_half`: multiply in bf16, and `hidden`,
+// `shared_hidden` and `parts` are bf16; the level must have its products.
 ENTRY void experts_forward(void* x, int64_t x_half, int64_t x_stride, void* gate_up, void* down, int64_t half,
                            const int64_t* index, const float* weight, void* shared_gate_up, void* shared_down,
                            const float* shared_weight, int64_t N, int64_t D, int64_t F, int64_t shared_F, int64_t E,

@@ -153,6 +153,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     weight, index, gate, _, counts, stats, scores, lse = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(index, counts, stats, scores, lse)
+    bias = bias.clone()  # which the balance may move before the backward pass
     ctx.save_for_backward(h, router, bias, index, weight, gate, counts, scores, lse)
 
 

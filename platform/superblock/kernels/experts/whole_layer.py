@@ -4,7 +4,7 @@ The normed tokens reach the router in fp32 without a way through memory, forward
 there is nothing of torch's: no casts, no additions, one node of the graph. The kernels are those of `native_router` and
 `native`, of which each is an operation too.
 
-Legend: N tokens, D model width, E experts, F expert width, G width of the shared expert, k experts per token.
+Legend: ... any shape of N tokens, D model width, E experts, F expert width, G width of the shared expert, k experts per token.
 """
 
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor
 from superblock.kernels.experts import native, native_router
 from superblock.kernels.experts.native import LIBRARY
 from superblock.kernels.native import native_operator
+from superblock.kernels.native.operator import plain, wanted
 
 _READS = (torch.float32, torch.bfloat16)
 _Outputs = tuple[
@@ -47,27 +48,30 @@ class Settings(NamedTuple):
     z_loss: float
 
 
-def unfit(x_ND: Tensor, weights: Weights, settings: Settings) -> str | None:
+def unfit(x_D: Tensor, weights: Weights, settings: Settings) -> str | None:
     """Why one operation cannot serve them, in words; None if it can."""
-    if x_ND.dtype not in _READS or settings.dtype not in _READS:
-        return f"it has no kernel for {x_ND.dtype} with products in {settings.dtype}"
+    if not plain(x_D, *weights):
+        return "it takes plain tensors in the memory of a processor"
+    if any(t is not None and t.dtype not in _READS for t in (x_D, *weights)) or settings.dtype not in _READS:
+        return f"it has no kernel for {x_D.dtype} with products in {settings.dtype}"
     shared = None
     if weights.shared_gate_up_2GD is not None and weights.shared_down_DG is not None:
         shared = weights.shared_gate_up_2GD, weights.shared_down_DG
     score = "softmax" if settings.softmax else "sigmoid"
+    x_ND = x_D.flatten(0, -2)
     return native_router.why_not_native_router(
         x_ND, weights.router_ED, score, settings.z_loss
     ) or native.why_not_native(x_ND, weights.gate_up_E2FD, weights.down_EDF, shared)
 
 
-def whole_layer(x_ND: Tensor, weights: Weights, settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def whole_layer(x_D: Tensor, weights: Weights, settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The stream x plus the layer's contribution, in the dtype of `x`; the auxiliary loss, counts [E] and stats [4].
 
     Rounded once, at the end. Differentiable once; forward gives the same bits with any number of threads, backward with
     the same number.
     """
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_ND, *weights))
-    return moe_layer(x_ND, *weights, *settings, keep)[:4]
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_D, *weights))
+    return moe_layer(x_D, *weights, *settings, keep)[:4]
 
 
 @native_operator("moe_layer")
@@ -95,11 +99,12 @@ def moe_layer(
     y, loss, counts, stats, h, scales, index, weight, gate, scores, lse, hidden, shared_hidden = results
     settings = (top_k, softmax, scale, aux_loss, z_loss)
     args = _router_problem(x, norm, router, shared_gate, bias, h, scales, eps, settings)
+    N, D = h.shape
     LIBRARY.call("router_forward", *args, index, weight, gate, loss, counts, stats, scores, lse)
     shared_weight = gate if shared_gate is not None else None
     args = native._problem(h, gate_up, down, index, weight, shared_gate_up, shared_down, shared_weight, dtype)
-    parts, power = hidden.new_empty(index.numel(), x.shape[1]), x.new_empty((len(x) + 31) // 32, 2, dtype=torch.float32)
-    stream, half, stride = native._rows(x)
+    parts, power = hidden.new_empty(index.numel(), D), x.new_empty((N + 31) // 32, 2, dtype=torch.float32)
+    stream, half, stride = native._rows(x.flatten(0, -2))
     states = (hidden, shared_hidden) if keep else (None, None)
     LIBRARY.call("experts_forward", *args, y, half, stream, stride, *states, parts, power)
     routed, shared = power.sum(0).sqrt().tolist()
@@ -120,7 +125,7 @@ def _router_problem(
 ) -> list[Any]:
     assert norm.shape == x.shape[-1:], "the norm has one weight per column"
     rows = [router] if shared_gate is None else [router, shared_gate[None]]
-    normed = (*native._rows(x), norm.float().contiguous(), eps, scales)
+    normed = (*native._rows(x.flatten(0, -2)), norm.float().contiguous(), eps, scales)
     return native_router._problem(h, torch.cat(rows).float(), bias.float(), *settings, norm=normed)
 
 
@@ -136,7 +141,8 @@ def _outputs(
     keep: bool,
 ) -> _Outputs:
     """y, loss, counts, stats; normed tokens, their scales, index, weight, gate, scores, lse, hidden, shared_hidden."""
-    N, E, rows = len(x), len(router), len(x) * top_k if keep else 0
+    N, D, E = x.numel() // x.shape[-1], x.shape[-1], len(router)
+    rows = N * top_k if keep else 0
     shared_rows, G = (0, 0) if shared_down is None else (N if keep else 0, shared_down.shape[1])
     gates, lses = 0 if shared_gate is None else N, N if z_loss else 0
     kept = native._kept_dtype(dtype)
@@ -144,7 +150,7 @@ def _outputs(
     def floats(*shape: int) -> Tensor:
         return x.new_empty(shape, dtype=torch.float32)
 
-    h, index = x.new_empty(x.shape, dtype=dtype), x.new_empty(N, top_k, dtype=torch.int64)
+    h, index = x.new_empty(N, D, dtype=dtype), x.new_empty(N, top_k, dtype=torch.int64)
     hidden, shared_hidden = (
         x.new_empty(n, 2 * width, dtype=kept) for n, width in ((rows, down.shape[2]), (shared_rows, G))
     )
@@ -190,10 +196,10 @@ def moe_layer_backward(
     Those of the experts' own weights are empty unless `learn`, as are those of weights that are not there.
     """
     h, scales, index, weight, gate, scores, lse, hidden, shared_hidden = kept
-    dy = torch.zeros_like(x) if dy is None else dy
     shared_weight = gate if shared_gate is not None else None
+    dstream = (torch.zeros_like(x) if dy is None else dy).flatten(0, -2)
     dnormed, dweight, dgate, *dweights = native.mix_experts_backward(
-        dy,
+        dstream,
         h,
         gate_up,
         down,
@@ -210,7 +216,7 @@ def moe_layer_backward(
     settings = (top_k, softmax, scale, aux_loss, z_loss)
     args = _router_problem(x, norm, router, shared_gate, bias, h, scales, eps, settings)
     dx, dnorm, drouter = _router_gradients(x, norm, router, shared_gate)
-    upstream, _, stride = native._rows(dy)
+    upstream, _, stride = native._rows(dstream)
     LIBRARY.call(
         "router_backward", *args, index, weight, gate, counts, scores, lse, dweight,
         dgate if shared_gate is not None else None, dloss, None, drouter, dnormed, upstream, stride, dx, dnorm,
@@ -220,7 +226,7 @@ def moe_layer_backward(
 
 def _router_gradients(x: Tensor, norm: Tensor, router: Tensor, shared_gate: Tensor | None) -> list[Tensor]:
     columns = len(router) + (shared_gate is not None)
-    small = [t.new_empty(shape, dtype=torch.float32) for t, shape in ((norm, norm.shape), (x, (columns, x.shape[1])))]
+    small = [t.new_empty(shape, dtype=torch.float32) for t, shape in ((norm, norm.shape), (x, (columns, x.shape[-1])))]
     return [x.new_empty(x.shape), *small]
 
 
@@ -238,6 +244,7 @@ _TENSORS = len(Weights._fields) + 1
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: _Outputs) -> None:
     *tensors, counts = *inputs[:_TENSORS], output[2]
+    tensors[4] = tensors[4].clone()  # the bias, which the balance may move before the backward pass
     *ctx.settings, _ = inputs[_TENSORS:]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[2:])
@@ -246,24 +253,18 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: _Outputs) -> None:
 
 def _backward(ctx: Any, dy: Tensor | None, dloss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
-    rest = (None,) * (len(needs) - _TENSORS)
     if dy is None and dloss is None:
-        return (None,) * len(needs)
+        return wanted([], needs)
     saved = ctx.saved_tensors  # to be read once: with recomputed activations it is a function
-    (x, norm, router, shared_gate, bias, *experts, counts), kept = saved[: _TENSORS + 1], list(saved[_TENSORS + 1 :])
-    learn = any(needs[5:_TENSORS])
-    grads = moe_layer_backward(
-        dy, dloss, x, norm, router, shared_gate, bias, *experts, counts, kept, *ctx.settings, learn
+    (*tensors, counts), kept = saved[: _TENSORS + 1], list(saved[_TENSORS + 1 :])
+    learn = dy is not None and any(needs[5:_TENSORS])
+    dx, dnorm, dcolumns, *dexperts = moe_layer_backward(dy, dloss, *tensors, counts, kept, *ctx.settings, learn)
+    drouter, dgate = dcolumns[: len(tensors[2])].clone(), dcolumns[-1].clone()  # gradients that share no memory
+    of_experts = [None] * 4 if dy is None else dexperts
+    grads = (dx, dnorm, drouter, dgate, None, *of_experts)
+    return wanted(
+        [None if g is None or t is None else g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)], needs
     )
-    dx, dnorm, dcolumns, *dexperts = grads
-    drouter, dshared_gate = dcolumns[: len(router)], dcolumns[-1]
-    every = (dx, dnorm, drouter, dshared_gate, None, *dexperts)
-    tensors = (x, norm, router, shared_gate, bias, *experts)
-    wanted = (
-        grad.to(t.dtype) if need and grad is not None and t is not None else None
-        for grad, t, need in zip(every, tensors, needs, strict=False)
-    )
-    return *wanted, *rest
 
 
 moe_layer.register_autograd(_backward, setup_context=_setup)

@@ -84,7 +84,8 @@ class NativeLibrary:
     def call(self, name: str, *arguments: Argument) -> None:
         """Calls an entry point; tensors go as their address, None as a null pointer. The GIL is free meanwhile.
 
-        The caller has checked dtype, shape and strides of every tensor.
+        The caller has checked dtype, shape and strides of every tensor, and passes a float where the source has a double:
+        what each argument is, the first call decides.
         """
         assert self._handle is not None, f"{self.source.name} is not loaded: {self._reason}"
         function = getattr(self._handle, name)

@@ -6,12 +6,14 @@ operations and tensors that are no plain memory need the registered operator; ev
 """
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -31,6 +33,9 @@ class NativeOperator(Generic[R]):
     def __init__(self, name: str, function: Callable[..., R], mutates: tuple[str, ...]) -> None:
         functools.update_wrapper(self, function)
         self.name, self.function = name, function
+        parameters = list(inspect.signature(function).parameters.values())
+        self._floats = [i for i, parameter in enumerate(parameters) if parameter.annotation is float]
+        self._written = [i for i, parameter in enumerate(parameters) if parameter.name in mutates]
         self.registered: Any = torch.library.custom_op(
             f"superblock::{name}", function, mutates_args=mutates, device_types="cpu"
         )
@@ -56,8 +61,14 @@ class NativeOperator(Generic[R]):
 
     def __call__(self, *arguments: Any) -> R:
         """The function's result, with a gradient if one was registered and is wanted."""
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not _plain(arguments):
+        if _watched() or not plain(*arguments):
             return self.registered(*arguments)
+        for i in self._floats:
+            if type(arguments[i]) is int:  # 1 for 1.0, as torch's own schemas allow; C++ would read garbage
+                arguments = (*arguments[:i], float(arguments[i]), *arguments[i + 1 :])
+        for i in self._written:
+            if not arguments[i].is_inference():
+                increment_version(arguments[i])
         if self._node is None or not torch.is_grad_enabled():
             return self.function(*arguments)
         return self._node.apply(*arguments)
@@ -71,7 +82,23 @@ def native_operator(name: str, *, mutates: tuple[str, ...] = ()) -> Callable[[Ca
     return lambda function: NativeOperator(name, function, mutates)
 
 
-def _plain(arguments: tuple[Any, ...]) -> bool:
+def wanted(gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """What autograd takes for inputs of which the first have these gradients: None where there is no need."""
+    padded = [*gradients, *[None] * (len(needs) - len(gradients))]
+    return tuple(gradient if need else None for gradient, need in zip(padded, needs, strict=True))
+
+
+def _watched() -> bool:
+    """Whether somebody follows operations one by one: a compiler, a mode, a tracer, a transformation of functions."""
+    return (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def plain(*arguments: Any) -> bool:
     """Whether every tensor is memory that a kernel can read, not a stand-in (fake, meta, distributed)."""
     for argument in arguments:
         if isinstance(argument, Tensor) and not (argument.is_cpu and type(argument) in _PLAIN):

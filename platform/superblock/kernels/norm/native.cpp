@@ -72,12 +72,13 @@ static void forward(Shape s, Rows<const X> x, const float* weight, Rows<const Z>
   }
 }
 
-// dx is contiguous, and `stream` is added to it; dy, dwide: the gradients of y and of its copy in fp32; any of the three may be missing.
+// dx is contiguous, and `stream` is added to it; dy, dwide: the gradients of y and of its copy in fp32; any of the three
+// may be missing.
 // partial: [blocks, weight's size], overwritten.
 template <class X, class Y, class Z>
 static void backward(Shape s, Rows<const X> x, const float* weight, Rows<const Z> gate, const float* scales,
-                     Rows<const Y> dy, Rows<const float> dwide, Rows<const X> stream, X* dx, Rows<Z> dgate, float* dweight, float* partial,
-                     int64_t threads) {
+                     Rows<const Y> dy, Rows<const float> dwide, Rows<const X> stream, X* dx, Rows<Z> dgate,
+                     float* dweight, float* partial, int64_t threads) {
   constexpr bool GATED = !std::is_same<Z, None>::value;
   const int64_t size = s.per_row ? s.G * s.D : s.D;
   const Blocks blocks(s);
@@ -166,7 +167,8 @@ ENTRY void rms_norm_backward(const void* x, int64_t x_half, int64_t x_outer, int
       using X = Element<decltype(x_type)>;
       using Y = Element<decltype(y_type)>;
       backward<X, Y, None>(s, {(const X*)x, x_outer, x_inner}, weight, {}, scales, {(const Y*)dy, dy_outer, dy_inner},
-                           {dwide, dwide_outer, dwide_inner}, {(const X*)stream, stream_outer, stream_inner}, (X*)dx, {}, dweight, partial, threads);
+                           {dwide, dwide_outer, dwide_inner}, {(const X*)stream, stream_outer, stream_inner}, (X*)dx, {},
+                           dweight, partial, threads);
     });
   });
 }
@@ -197,7 +199,8 @@ ENTRY void gated_rms_norm_backward(const float* x, int64_t x_outer, int64_t x_in
       using Z = Element<decltype(z_type)>;
       using Y = Element<decltype(y_type)>;
       backward<float, Y, Z>(s, {x, x_outer, x_inner}, weight, {(const Z*)z, z_outer, z_inner}, scales,
-                            {(const Y*)dy, dy_outer, dy_inner}, {}, {}, dx, {(Z*)dz, dz_outer, dz_inner}, dweight, partial, threads);
+                            {(const Y*)dy, dy_outer, dy_inner}, {}, {}, dx, {(Z*)dz, dz_outer, dz_inner}, dweight, partial,
+                            threads);
     });
   });
 }

@@ -18,7 +18,7 @@ static void forward(Rows<const T> gate_up, T* y, int64_t N, int64_t F, int64_t t
     for (int64_t row = 0; row < N; row++) {
       const T *gate = gate_up.at(row), *up = gate + F;
       T* out = y + row * F;
-      for_columns(F, [&](int64_t f, auto n) { 
+      for_columns(F, [&](int64_t f, auto n) {
         V x = read(gate + f, n);
         write(out + f, x * sigmoid<T>(x) * read(up + f, n), n);
       });
