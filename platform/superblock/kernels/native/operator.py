@@ -1,8 +1,8 @@
 """A C++ kernel as one of torch's operators, without what a registered operator costs at every call.
 
-torch's wrapper of a Python operator costs 70 us per pair of forward and backward calls, several times that where the
-caches are full of a model's numbers: 160 calls of a step at six superblocks, 4 % of it. A compiler, a mode that watches
-operations and tensors that are no plain memory need the registered operator; everything else gets an autograd function.
+torch's wrapper of a Python operator costs 70 us per pair of forward and backward calls on warm caches, and more where they
+are full of a model's numbers. A compiler, a mode that watches operations, a tracer and tensors that are no plain memory
+need the registered operator; everything else gets an autograd function.
 """
 
 import functools
