@@ -48,7 +48,8 @@ class GroupedQueryAttention(nn.Module):
         """
         if norm is not None and state is None and (stream_BTD := self._in_one(x_BTD, pack, norm)) is not None:
             return stream_BTD
-        heads_BTnK = self.qkvg(x_BTD if norm is None else norm.for_products(x_BTD)).unflatten(-1, (-1, self._width))
+        h_BTD = x_BTD if norm is None else norm.for_products(x_BTD)
+        heads_BTnK = self.qkvg(h_BTD).unflatten(-1, (-1, self.config.head_dim))
         if state is None and self._native(heads_BTnK):
             o_BTHK = native_layer(heads_BTnK, self.query_norm, self.key_norm, pack, **self._masked())
         else:
@@ -94,10 +95,6 @@ class GroupedQueryAttention(nn.Module):
         c = self.config
         dtype = compute_dtype(x)
         return choose(c.backend, x.device, dtype=dtype, head_dim=c.head_dim) == "native"
-
-    @property
-    def _width(self) -> int:
-        return self.config.head_dim
 
     def _masked(self) -> dict[str, Any]:
         return {"window": self.config.window, **self._turning()}

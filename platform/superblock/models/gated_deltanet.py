@@ -71,8 +71,16 @@ class GatedDeltaNet(nn.Module):
         heads, dtype = (c.num_key_heads, c.num_value_heads), compute_dtype(x_BTD)
         if unfit(x_BTD, weights, heads, dtype, c.chunk_size) is not None:
             return None
-        settings = {"strength": self._strength, "eps": norm.eps, "dtype": dtype, "chunk_size": c.chunk_size}
-        return whole_layer(x_BTD, weights, pack, heads=heads, **settings)  # type: ignore[arg-type]
+        return whole_layer(
+            x_BTD,
+            weights,
+            pack,
+            heads=heads,
+            strength=self._strength,
+            eps=norm.eps,
+            dtype=dtype,
+            chunk_size=c.chunk_size,
+        )
 
     def _mix(self, rows_BTN: Tensor, x_BTD: Tensor, pack: PackInfo, state: DeltaState | None) -> Tensor:
         """Between the projections, step by step, as a cache and every other kernel want it."""
