@@ -71,8 +71,8 @@ static void run_expert(const ForwardScratch<T>& s, int64_t rows, int64_t D, int6
 // `hidden` [N k, 2 F] and `shared_hidden` [N, 2 F of the shared expert] may be null; `parts` [N k, D] is for the way;
 // power [N / 32 rounded up, 2] gets the sums of squares of the routed and the shared part, 32 tokens at a time.
 template <class T>
-static void forward(const Problem& p, const Rows& y, const Rows& stream, T* hidden, T* shared_hidden, T* parts, float* power,
-                    int64_t threads) {
+static void forward(const Problem& p, const Rows& y, const Rows& stream, T* hidden, T* shared_hidden, T* parts,
+                    float* power, int64_t threads) {
   Plan plan(p);
   int64_t D = p.D, pieces = plan.pieces.size(), blocks = (p.N + BLOCK - 1) / BLOCK, wide = std::max(p.F, p.shared.F);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)

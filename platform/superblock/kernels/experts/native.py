@@ -21,6 +21,7 @@ from torch import Tensor
 
 from superblock.kernels.experts.loop import loop, swiglu
 from superblock.kernels.native import NativeLibrary, native_operator
+from superblock.kernels.native.operator import wanted
 from superblock.kernels.precision import compute_dtype
 
 MULTIPLE = 32
@@ -235,7 +236,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor | 
     dx, dweight, dshared_weight, *grads = mix_experts_backward(dy, *tensors, ctx.dtype, learn)
     dgate_up, ddown, dshared_gate_up, dshared_down = (grad.to(gate_up.dtype) for grad in grads)
     every = (dx, dgate_up, ddown, None, dweight, dshared_gate_up, dshared_down, dshared_weight, None, None)
-    return tuple(grad if need else None for grad, need in zip(every, needs, strict=True))
+    return wanted(every, needs)
 
 
 mix_experts_native.register_autograd(_backward, setup_context=_setup)

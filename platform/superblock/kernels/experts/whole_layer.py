@@ -17,7 +17,6 @@ from superblock.kernels.experts.native import LIBRARY
 from superblock.kernels.native import native_operator
 from superblock.kernels.native.operator import plain, wanted
 
-_READS = (torch.float32, torch.bfloat16)
 _Outputs = tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]  # fmt: skip
@@ -52,7 +51,10 @@ def unfit(x_D: Tensor, weights: Weights, settings: Settings) -> str | None:
     """Why one operation cannot serve them, in words; None if it can."""
     if not plain(x_D, *weights):
         return "it takes plain tensors in the memory of a processor"
-    if any(t is not None and t.dtype not in _READS for t in (x_D, *weights)) or settings.dtype not in _READS:
+    if (
+        any(t is not None and t.dtype not in native._READS for t in (x_D, *weights))
+        or settings.dtype not in native._READS
+    ):
         return f"it has no kernel for {x_D.dtype} with products in {settings.dtype}"
     shared = None
     if weights.shared_gate_up_2GD is not None and weights.shared_down_DG is not None:
