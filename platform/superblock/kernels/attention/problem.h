@@ -4,6 +4,7 @@
 // per kv head, K width of a head, N = T * R columns: the queries of all heads that share a kv head, column t * R + r.
 // Columns are ordered by time, so the first and last key that a column sees never decrease.
 #pragma once
+#include "arena.h"
 #include "words.h"
 
 // Laid out as the list of integers that Python passes. Strides are in elements: of the sequence, the token, the head.
@@ -160,18 +161,3 @@ static void as_columns(const float* rows, int K, typename Mode::Word* natural, t
   for (int w = 0; w < words; w += 16)
     transpose<COLUMN_BLOCK, 16>((const float*)natural + w, words, (float*)columns + w * COLUMN_BLOCK, COLUMN_BLOCK);
 }
-
-// Memory of one allocation handed out in pieces that begin at cache lines.
-struct Arena {
-  char* next;
-  template <class T>
-  T* take(int64_t count) {
-    T* result = (T*)next;
-    next += bytes<T>(count);
-    return result;
-  }
-  template <class T>
-  static int64_t bytes(int64_t count) {
-    return (count * (int64_t)sizeof(T) + 63) / 64 * 64;
-  }
-};

@@ -3,6 +3,7 @@
 // Legend: K key width, VD value width (V is the vector type), C tokens of a chunk; rows lie `K + PAD` (or VD, C) floats apart,
 // for rows that are a power of two apart would fall into the same few sets of the first cache.
 #pragma once
+#include "arena.h"
 #include "gemm.h"
 
 constexpr int PAD = 16;
@@ -92,16 +93,6 @@ struct Head {
   const int32_t* documents;  // null: the row is one document
   int64_t q_step, k_step, v_step, gate_step, tokens;
   int K, VD, C;
-};
-
-// Pieces of a thread's scratch memory, each at the start of a cache line.
-struct Arena {
-  float* next;
-  float* take(size_t count) {
-    float* begin = next;
-    next += (count + 15) / 16 * 16;
-    return begin;
-  }
 };
 
 // `C` rows `step` apart to `length`, zeros behind the first `count`, and the factors that did it. Roots and quotients of all

@@ -53,7 +53,7 @@ template <class X, class Y>
 static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step, const float* states, const float* residuals,
                           bool from_zero, const float* d_last, const Gradients<X, Y>& out) {
   const int K = head.K, VD = head.VD, C = head.C, ldk = K + PAD, ldv = VD + PAD, ldc = C + PAD;
-  Arena arena{scratch<float>(backward_scratch(K, VD, C))};
+  Arena arena{(char*)scratch<float>(backward_scratch(K, VD, C))};
   Chunk chunk(K, C, arena);
   float *KQ = chunk.KQ, *K_r = arena.take(C * ldk), *U = arena.take(C * ldv), *U_t = arena.take(VD * ldc);
   float *Y_O = arena.take(2 * C * ldv), *O = Y_O + C * ldv, *dS = arena.take(K * ldv);

@@ -16,7 +16,7 @@ template <class X>
 static void forward_head(const Head<X>& head, const float* initial, float* o, int64_t o_step, float* states, float* residuals,
                          float* last) {
   const int K = head.K, VD = head.VD, C = head.C, ldk = K + PAD, ldv = VD + PAD, ldc = C + PAD;
-  Arena arena{scratch<float>(forward_scratch(K, VD, C))};
+  Arena arena{(char*)scratch<float>(forward_scratch(K, VD, C))};
   Chunk chunk(K, C, arena);
   float *KQ_S = arena.take(2 * C * ldv), *Q_S = KQ_S + C * ldv, *U = arena.take(C * ldv), *K_r = arena.take(C * ldk);
   float* S = arena.take(K * ldv);

@@ -1,78 +1,7 @@
-// Entry points of the gated delta rule (arXiv 2412.06464) for processors: one task per head of a sequence.
-//
-// Legend: B sequences, T tokens, G key heads, H value heads (H / G of them share a key head), K and VD their widths (multiples
-// of 16), C tokens of a chunk (a multiple of 16). q, k [B, T, G, K] and v [B, T, H, VD] come with any strides but a contiguous
-// last dimension, and so do their gradients; gates g, beta [B, T, H], states [B, H, K, VD] and other results are contiguous.
-#include "chunk_backward.h"
-#include "chunk_forward.h"
-#include "recurrent.h"
-
-struct Batch {
-  const void *q, *k, *v;
-  const float *g, *beta;
-  const int32_t* documents;  // [B, T] or null
-  int64_t q_row, q_step, q_head, k_row, k_step, k_head, v_row, v_step, v_head;  // strides in elements
-  int64_t B, T, G, H, K, VD, C;
-
-  template <class X>
-  Head<X> head(int64_t task) const {
-    int64_t b = task / H, h = task % H, shared = h / (H / G), gate = b * T * H + h;
-    return {(const X*)q + b * q_row + shared * q_head,
-            (const X*)k + b * k_row + shared * k_head,
-            (const X*)v + b * v_row + h * v_head,
-            g + gate,
-            beta + gate,
-            documents ? documents + b * T : nullptr,
-            q_step, k_step, v_step, H, T, (int)K, (int)VD, (int)C};
-  }
-};
-
-template <class X>
-static void forward(const Batch& in, const float* initial, float* o, float* states, float* residuals, float* last,
-                    bool recurrent, int64_t threads) {
-  const int64_t square = in.K * in.VD, chunks = (in.T + in.C - 1) / in.C;
-#pragma omp parallel num_threads(threads)
-  {
-    FlushSubnormals flush;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < in.B * in.H; task++) {
-      const Head<X> head = in.head<X>(task);
-      const float* first = initial ? initial + task * square : nullptr;
-      float* out = o + (task / in.H * in.T * in.H + task % in.H) * in.VD;
-      if (recurrent)
-        recurrent_head(head, first, out, in.H * in.VD, last + task * square);
-      else
-        forward_head(head, first, out, in.H * in.VD, states ? states + task * chunks * square : nullptr,
-                     residuals ? residuals + task * in.T * in.VD : nullptr, last + task * square);
-    }
-  }
-}
-
-// Where gradients of queries, keys and values go, and how far apart rows, tokens and heads lie there, in elements.
-struct Targets {
-  void *q, *k, *v;
-  int64_t key_row, key_step, key_head;  // of q and of k
-  int64_t v_row, v_step, v_head;
-};
-
-template <class X, class Y>
-static void backward(const Batch& in, const float* d_o, const float* d_last, const float* states, const float* residuals,
-                     bool from_zero, const Targets& to, float* dg, float* d_beta, float* d_initial, int64_t threads) {
-  const int64_t square = in.K * in.VD, chunks = (in.T + in.C - 1) / in.C;
-#pragma omp parallel num_threads(threads)
-  {
-    FlushSubnormals flush;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < in.B * in.H; task++) {
-      const int64_t b = task / in.H, h = task % in.H, gate = b * in.T * in.H + h;
-      const int64_t key = b * to.key_row + h * to.key_head, value = b * to.v_row + h * to.v_head;
-      Gradients<X, Y> out{(Y*)to.q + key, (Y*)to.k + key, (X*)to.v + value, dg + gate, d_beta + gate,
-                          d_initial ? d_initial + task * square : nullptr, to.key_step, to.v_step, in.H};
-      backward_head(in.head<X>(task), d_o + gate * in.VD, in.H * in.VD, states + task * chunks * square,
-                    residuals + task * in.T * in.VD, from_zero, d_last ? d_last + task * square : nullptr, out);
-    }
-  }
-}
+// Gated DeltaNet for processors: what Python calls. See the headers for legends.
+#include "convolution.h"
+#include "gates.h"
+#include "rule.h"
 
 // `states` [B, H, chunks, K, VD] and `residuals` [B, H, T, VD] null: nothing is kept for a backward pass.
 ENTRY void delta_rule_forward(const void* q, const void* k, const void* v, const float* g, const float* beta,
@@ -82,7 +11,7 @@ ENTRY void delta_rule_forward(const void* q, const void* k, const void* v, const
                               int64_t recurrent, const float* initial, float* o, float* last, float* states,
                               float* residuals, int64_t threads) {
   Batch in{q, k, v, g, beta, documents, q_row, q_step, q_head, k_row, k_step, k_head, v_row, v_step, v_head, B, T, G, H, K, VD, C};
-  (is_bf16 ? forward<bf16> : forward<float>)(in, initial, o, states, residuals, last, recurrent, threads);
+  (is_bf16 ? forward_rule<bf16> : forward_rule<float>)(in, initial, o, states, residuals, last, recurrent, threads);
 }
 
 // dq, dk [B, T, H, K], with the same strides: in the inputs' dtype if H = G, else fp32 and for each value head by itself. dv
@@ -96,7 +25,44 @@ ENTRY void delta_rule_backward(const void* q, const void* k, const void* v, cons
                                int64_t key_head, int64_t dv_row, int64_t dv_step, int64_t dv_head, float* dg,
                                float* d_beta, float* d_initial, int64_t threads) {
   Batch in{q, k, v, g, beta, documents, q_row, q_step, q_head, k_row, k_step, k_head, v_row, v_step, v_head, B, T, G, H, K, VD, C};
-  auto run = is_bf16 ? (H == G ? backward<bf16, bf16> : backward<bf16, float>) : backward<float, float>;
+  auto run = is_bf16 ? (H == G ? backward_rule<bf16, bf16> : backward_rule<bf16, float>) : backward_rule<float, float>;
   Targets to{dq, dk, dv, key_row, key_step, key_head, dv_row, dv_step, dv_head};
   run(in, d_o, d_last, states, residuals, from_zero, to, dg, d_beta, d_initial, threads);
+}
+
+// weight [C, TAPS], state and last [B, TAPS - 1, C]: the inputs before the first token (null: zero) and after the last.
+ENTRY void convolution_forward(const void* x, const float* weight, const void* state, const int32_t* documents, int64_t row,
+                               int64_t step, int64_t B, int64_t T, int64_t C, int64_t taps, int64_t is_bf16, void* y,
+                               void* last, int64_t threads) {
+  convolution::Batch in{x, state, weight, documents, row, step, B, T, C, taps};
+  if (is_bf16)
+    convolution::forward(in, (bf16*)y, (bf16*)last, threads);
+  else
+    convolution::forward(in, (float*)y, (float*)last, threads);
+}
+
+// dx comes with strides as x does. `partial` [B, TAPS, C] is room for each sequence's gradient of the weights; `d_state` null:
+// not wanted.
+ENTRY void convolution_backward(const void* x, const float* weight, const void* state, const int32_t* documents, int64_t row,
+                                int64_t step, int64_t B, int64_t T, int64_t C, int64_t taps, int64_t is_bf16, const void* dy,
+                                void* dx, int64_t dx_row, int64_t dx_step, void* d_state, float* partial, float* d_weight,
+                                int64_t threads) {
+  convolution::Batch in{x, state, weight, documents, row, step, B, T, C, taps};
+  if (is_bf16)
+    convolution::backward(in, (const bf16*)dy, (bf16*)dx, dx_row, dx_step, (bf16*)d_state, partial, d_weight, threads);
+  else
+    convolution::backward(in, (const float*)dy, (float*)dx, dx_row, dx_step, (float*)d_state, partial, d_weight, threads);
+}
+
+ENTRY void gates_forward(const float* x, int64_t outer, int64_t inner, const float* weight, const float* A_log,
+                         const float* bias, double strength, float* g, float* beta, float* ba, int64_t N, int64_t T,
+                         int64_t D, int64_t H, int64_t threads) {
+  gates::forward(x, outer, inner, weight, A_log, bias, strength, g, beta, ba, N, T, D, H, threads);
+}
+
+ENTRY void gates_backward(const float* x, int64_t outer, int64_t inner, const float* weight, const float* A_log,
+                          const float* bias, double strength, const float* ba, const float* dg, const float* dbeta,
+                          float* dx, float* dweight, float* dA_log, float* dbias, float* partial, int64_t N, int64_t T,
+                          int64_t D, int64_t H, int64_t threads) {
+  gates::backward(x, outer, inner, weight, A_log, bias, strength, ba, dg, dbeta, dx, dweight, dA_log, dbias, partial, N, T, D, H, threads);
 }

@@ -6,14 +6,14 @@ sequence keeps at most H cores busy. Results do not depend on the number of thre
 Legend: B sequences, T tokens, G key heads, H value heads (a multiple of G), N chunks, K key width, V value width.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from superblock.kernels.delta_rule.native_library import LIBRARY
 from superblock.kernels.delta_rule.reference import recurrent
-from superblock.kernels.native import NativeLibrary, native_operator
+from superblock.kernels.native import native_operator
 from superblock.kernels.packing import PackInfo
 
 FEW_TOKENS = 16
@@ -247,7 +247,7 @@ def _differentiate(ctx: Any, do: Tensor | None, dlast: Tensor | None, *_: None) 
 rule.register_autograd(_differentiate, setup_context=_setup)
 
 
-def _check() -> None:
+def check() -> None:
     """Two packed rows with shared key heads, forward and backward, against the recurrence in float64."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 40, 1, 16), (2, 40, 1, 16), (2, 40, 2, 32), (2, 40, 2), (2, 40, 2), (2, 2, 16, 32))
@@ -266,6 +266,3 @@ def _check() -> None:
     for name, a, b in zip(names, [*results[0], want], [*results[1], few], strict=True):
         error = float((a - b).detach().norm() / a.detach().norm())
         assert error < 1e-4, f"relative error of {name} is {error:.1e}"
-
-
-LIBRARY = NativeLibrary(Path(__file__).with_name("native.cpp"), check=_check)

@@ -3,13 +3,13 @@
 Legend: B sequences, T tokens, C channels, W taps (tap W-1 is the token itself).
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from superblock.kernels.native import NativeLibrary, native_operator
+from superblock.kernels.delta_rule.native_library import LIBRARY
+from superblock.kernels.native import native_operator
 from superblock.kernels.packing import PackInfo
 
 MOST_TAPS = 16
@@ -148,7 +148,7 @@ def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[T
 convolve.register_autograd(_differentiate, setup_context=_setup)
 
 
-def _check() -> None:
+def check() -> None:
     """Two packed rows that continue a state, forward and backward, against shifted products in float64."""
     from superblock.kernels.delta_rule.convolution import shifted_conv
 
@@ -163,6 +163,3 @@ def _check() -> None:
     for name, a, b in zip(("y", "last", "dx", "dweight", "dstate"), *results, strict=True):
         error = float((a - b).detach().norm() / a.detach().norm())
         assert error < 1e-5, f"relative error of {name} is {error:.1e}"
-
-
-LIBRARY = NativeLibrary(Path(__file__).with_name("native_convolution.cpp"), check=_check)

@@ -1,12 +1,12 @@
 """The C++ form of Gated DeltaNet's gates as torch operators. Legend: ... any shape of tokens, D width, H value heads."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from superblock.kernels.native import NativeLibrary, native_operator
+from superblock.kernels.delta_rule.native_library import LIBRARY
+from superblock.kernels.native import native_operator
 from superblock.kernels.native.rows import row_counts, rows_of
 
 _TILE, _BLOCKS = 64, 64
@@ -112,7 +112,7 @@ def _sizes(x_D: Tensor) -> tuple[int, int, int]:
     return groups * group, group, width
 
 
-def _check() -> None:
+def check() -> None:
     from superblock.kernels.delta_rule.gates import reference_gates  # which asks this module whether it fits
 
     generator = torch.Generator().manual_seed(0)
@@ -123,6 +123,3 @@ def _check() -> None:
     want = reference_gates(x_D, weight, A_log, bias, 2.0)
     results = [[*pair, *torch.autograd.grad(pair, inputs, (d, d))] for pair in (found, want)]
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
-
-
-LIBRARY = NativeLibrary(Path(__file__).with_name("gates.cpp"), check=_check)

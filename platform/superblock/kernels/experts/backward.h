@@ -4,7 +4,7 @@
 #include "forward.h"
 
 struct Gradients {
-  Rows dx;                                   // [N, D]
+  Matrix dx;                                   // [N, D]
   float *gate_up, *down;                     // [E, 2 F, D], [E, D, F]; null where nobody asks
   float *shared_gate_up, *shared_down;       // the same without E
   float *weight, *shared_weight;             // [N, k], [N] or null
@@ -26,17 +26,17 @@ struct BackwardScratch {
 
   BackwardScratch(int64_t D, int64_t F) {
     int64_t elements = 3 * D * F + BLOCK * (D + 2 * F) + GROUP * (2 * D + 3 * F);
-    Carver carver{scratch<char>(elements * sizeof(T) + sizeof(float) * BLOCK * (BLOCK + D) + 64 * 10)};
-    down = carver.take<T>(D * F);
-    gate_up = carver.take<T>(2 * D * F);
-    dy = carver.take<T>(BLOCK * D);
-    dhidden = carver.take<T>(BLOCK * 2 * F);
-    dy_strips = carver.take<T>(GROUP * D);
-    x_strips = carver.take<T>(GROUP * D);
-    dhidden_strips = carver.take<T>(GROUP * 2 * F);
-    act_strips = carver.take<T>(GROUP * F);
-    tile = carver.take<float>(BLOCK * BLOCK);
-    dx = carver.take<float>(BLOCK * D);
+    Arena arena{scratch<char>(elements * sizeof(T) + sizeof(float) * BLOCK * (BLOCK + D) + 64 * 10)};
+    down = arena.take<T>(D * F);
+    gate_up = arena.take<T>(2 * D * F);
+    dy = arena.take<T>(BLOCK * D);
+    dhidden = arena.take<T>(BLOCK * 2 * F);
+    dy_strips = arena.take<T>(GROUP * D);
+    x_strips = arena.take<T>(GROUP * D);
+    dhidden_strips = arena.take<T>(GROUP * 2 * F);
+    act_strips = arena.take<T>(GROUP * F);
+    tile = arena.take<float>(BLOCK * BLOCK);
+    dx = arena.take<float>(BLOCK * D);
   }
 
   void pack(const Weights& w, int64_t D) {
@@ -130,7 +130,7 @@ struct Spare {  // memory for the sums of a second thread on the same expert
 
 // `hidden` and `shared_hidden` are what forward kept; `parts` [N k, D] is for the way.
 template <class T>
-static void backward(const Problem& p, const Rows& dy, const T* hidden, const T* shared_hidden, T* parts,
+static void backward(const Problem& p, const Matrix& dy, const T* hidden, const T* shared_hidden, T* parts,
                      const Gradients& g, int64_t threads) {
   Plan plan(p);
   int64_t D = p.D, pieces = plan.pieces.size(), blocks = (p.N + BLOCK - 1) / BLOCK, wide = std::max(p.F, p.shared.F);
@@ -149,7 +149,7 @@ static void backward(const Problem& p, const Rows& dy, const T* hidden, const T*
     FlushSubnormals flush;
     tiles::Session session;
     BackwardScratch<T> s(D, wide);
-    Rows kept_dy{s.dy, D, sizeof(T) == 2};
+    Matrix kept_dy{s.dy, D, sizeof(T) == 2};
     int64_t first = q * pieces / threads, last = (q + 1) * pieces / threads, expert = -1, height = 0;
     Sums sums{};
     float weight[BLOCK];
@@ -165,7 +165,7 @@ static void backward(const Problem& p, const Rows& dy, const T* hidden, const T*
       for (int64_t i = 0; i < piece.rows; i++) weight[i] = p.weight[choice[i]];
       gather(dy, token, piece.rows, D, s.dy);
       const Piece& next = plan.pieces[std::min(z + 1, last - 1)];
-      Rows next_hidden{(void*)(hidden + next.begin * 2 * p.F), 2 * p.F, sizeof(T) == 2};
+      Matrix next_hidden{(void*)(hidden + next.begin * 2 * p.F), 2 * p.F, sizeof(T) == 2};
       Ahead ahead[3] = {{dy, plan.token.data() + next.begin, next.rows, D},
                         {p.x, token, piece.rows, D},
                         {next_hidden, nullptr, next.rows, 2 * p.F}};
@@ -198,7 +198,7 @@ static void backward(const Problem& p, const Rows& dy, const T* hidden, const T*
     FlushSubnormals flush;
     tiles::Session session;
     BackwardScratch<T> s(D, wide);
-    Rows kept_dy{s.dy, D, sizeof(T) == 2};
+    Matrix kept_dy{s.dy, D, sizeof(T) == 2};
     int64_t first = q * blocks / threads, last = (q + 1) * blocks / threads, height = 0;
     bool learns = F && g.shared_gate_up && first < last;
     Sums sums{g.shared_gate_up, g.shared_down, false};

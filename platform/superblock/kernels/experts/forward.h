@@ -10,13 +10,13 @@ struct ForwardScratch {
 
   ForwardScratch(int64_t D, int64_t F) {
     int64_t size = sizeof(T) * (3 * D * F + BLOCK * (D + F)) + sizeof(float) * BLOCK * (BLOCK + D) + 64 * 8;
-    Carver carver{scratch<char>(size)};
-    gate_up = carver.take<T>(2 * D * F);
-    down = carver.take<T>(D * F);
-    x = carver.take<T>(BLOCK * D);
-    act = carver.take<T>(BLOCK * F);
-    tile = carver.take<float>(BLOCK * BLOCK);
-    out = carver.take<float>(BLOCK * D);
+    Arena arena{scratch<char>(size)};
+    gate_up = arena.take<T>(2 * D * F);
+    down = arena.take<T>(D * F);
+    x = arena.take<T>(BLOCK * D);
+    act = arena.take<T>(BLOCK * F);
+    tile = arena.take<float>(BLOCK * BLOCK);
+    out = arena.take<float>(BLOCK * D);
   }
 
   void pack(const Weights& w, int64_t D) {
@@ -38,7 +38,7 @@ static void gather_from(const S* data, int64_t stride, const int32_t* which, int
 
 // Rows of a matrix as the left operand; those from `rows` to the padded count are zero.
 template <class T>
-static void gather(const Rows& from, const int32_t* which, int64_t rows, int64_t D, T* to) {
+static void gather(const Matrix& from, const int32_t* which, int64_t rows, int64_t D, T* to) {
   if (from.half) gather_from(from.halves(), from.stride, which, rows, D, to);
   else gather_from(from.floats(), from.stride, which, rows, D, to);
   memset(to + rows * D, 0, (pad(rows) - rows) * D * sizeof(T));
@@ -71,7 +71,7 @@ static void run_expert(const ForwardScratch<T>& s, int64_t rows, int64_t D, int6
 // `hidden` [N k, 2 F] and `shared_hidden` [N, 2 F of the shared expert] may be null; `parts` [N k, D] is for the way;
 // power [N / 32 rounded up, 2] gets the sums of squares of the routed and the shared part, 32 tokens at a time.
 template <class T>
-static void forward(const Problem& p, const Rows& y, const Rows& stream, T* hidden, T* shared_hidden, T* parts,
+static void forward(const Problem& p, const Matrix& y, const Matrix& stream, T* hidden, T* shared_hidden, T* parts,
                     float* power, int64_t threads) {
   Plan plan(p);
   int64_t D = p.D, pieces = plan.pieces.size(), blocks = (p.N + BLOCK - 1) / BLOCK, wide = std::max(p.F, p.shared.F);

@@ -7,7 +7,7 @@ static Problem problem(void* x, int64_t x_half, int64_t x_stride, void* gate_up,
                        const float* shared_weight, int64_t N, int64_t D, int64_t F, int64_t shared_F, int64_t E,
                        int64_t k) {
   Weights shared{{shared_gate_up, D, half != 0}, {shared_down, shared_F, half != 0}, shared_F};
-  Rows all_gate_up{gate_up, D, half != 0}, all_down{down, F, half != 0};
+  Matrix all_gate_up{gate_up, D, half != 0}, all_down{down, F, half != 0};
   return {{x, x_stride, x_half != 0}, index, weight, shared_weight, all_gate_up, all_down, shared, N, D, F, E, k};
 }
 
@@ -20,7 +20,7 @@ ENTRY void experts_forward(void* x, int64_t x_half, int64_t x_stride, void* gate
                            void* hidden, void* shared_hidden, void* parts, float* power, int64_t threads) {
   Problem p = problem(x, x_half, x_stride, gate_up, down, half, index, weight, shared_gate_up, shared_down,
                       shared_weight, N, D, F, shared_F, E, k);
-  Rows out{y, D, y_half != 0}, added{stream, stream_stride, y_half != 0};
+  Matrix out{y, D, y_half != 0}, added{stream, stream_stride, y_half != 0};
 #if defined(__AVX512BF16__)
   if (in_half) return forward(p, out, added, (bf16*)hidden, (bf16*)shared_hidden, (bf16*)parts, power, threads);
 #endif
@@ -37,7 +37,7 @@ ENTRY void experts_backward(void* x, int64_t x_half, int64_t x_stride, void* gat
   Problem p = problem(x, x_half, x_stride, gate_up, down, half, index, weight, shared_gate_up, shared_down,
                       shared_weight, N, D, F, shared_F, E, k);
   Gradients g{{dx, D, dx_half != 0}, dgate_up, ddown, dshared_gate_up, dshared_down, dweight, dshared_weight};
-  Rows dout{dy, dy_stride, dy_half != 0};
+  Matrix dout{dy, dy_stride, dy_half != 0};
 #if defined(__AVX512BF16__)
   if (in_half) return backward(p, dout, (bf16*)hidden, (bf16*)shared_hidden, (bf16*)parts, g, threads);
 #endif
@@ -52,7 +52,7 @@ ENTRY void experts_backward(void* x, int64_t x_half, int64_t x_stride, void* gat
 
 static Router problem_of(ROUTER) {
   Norm norm{{x, x_stride, x_half != 0}, norm_weight, (float)epsilon, scales};
-  Rows tokens{h, stride, half != 0};
+  Matrix tokens{h, stride, half != 0};
   return {tokens, router, bias, N, D, E, C, k, softmax != 0, (float)scale, (float)aux_loss, (float)z_loss, norm};
 }
 #define PASSED                                                                                                         \
@@ -70,7 +70,7 @@ ENTRY void router_backward(ROUTER, const int64_t* index, const float* weight, co
                            const float* dloss, float* dh, float* drouter, void* dnormed, void* dstream,
                            int64_t dstream_stride, void* dx, float* dnorm, int64_t threads) {
   float pull = dloss ? *dloss : 0;
-  Rows others{dnormed, D, half != 0}, upstream{dstream, dstream_stride, x_half != 0}, to{dx, D, x_half != 0};
+  Matrix others{dnormed, D, half != 0}, upstream{dstream, dstream_stride, x_half != 0}, to{dx, D, x_half != 0};
   route_backward(problem_of(PASSED),
                  {index, weight, scores, shared, lse, counts, dweight, dshared, pull, dh, drouter, others, upstream, to,
                   dnorm},

@@ -4,20 +4,21 @@
 // experts; choice n * k + j belongs to token n. Choices sorted by expert are rows.
 #pragma once
 #include <vector>
-#include "products.h"
+#include "arena.h"
+#include "block_products.h"
 
 struct Weights {
-  Rows gate_up;  // [2 F, D], the gate's rows first
-  Rows down;     // [D, F]
+  Matrix gate_up;  // [2 F, D], the gate's rows first
+  Matrix down;     // [D, F]
   int64_t F;
 };
 
 struct Problem {
-  Rows x;                      // [N, D]
+  Matrix x;                      // [N, D]
   const int64_t* index;        // [N, k]
   const float* weight;         // [N, k]
   const float* shared_weight;  // [N], null is 1
-  Rows gate_up, down;          // of all experts, one below the other
+  Matrix gate_up, down;          // of all experts, one below the other
   Weights shared;              // F 0 where there is none
   int64_t N, D, F, E, k;
 
@@ -47,17 +48,6 @@ struct Plan {
     for (int64_t e = 0; e < p.E; e++)
       for (int64_t at = begin[e]; at < begin[e + 1]; at += BLOCK)
         pieces.push_back({e, at, std::min<int64_t>(BLOCK, begin[e + 1] - at)});
-  }
-};
-
-// Parts of a thread's scratch, each on a cache line of its own.
-struct Carver {
-  char* next;
-  template <class T>
-  T* take(int64_t count) {
-    T* part = (T*)next;
-    next += (count * sizeof(T) + 63) / 64 * 64;
-    return part;
   }
 };
 

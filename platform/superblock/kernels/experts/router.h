@@ -8,7 +8,7 @@
 
 // The norm that makes the router's tokens, h = x * scale * weight; x null: there is none.
 struct Norm {
-  Rows x;               // [N, D]
+  Matrix x;               // [N, D]
   const float* weight;  // [D]
   float epsilon;
   float* scales;  // [N], 1 / sqrt(mean(x^2) + epsilon)
@@ -24,7 +24,7 @@ struct Norm {
 };
 
 struct Router {
-  Rows h;               // [N, D]; with a norm, where its result goes, rounded
+  Matrix h;               // [N, D]; with a norm, where its result goes, rounded
   const float* weight;  // [C, D]
   const float* bias;    // [E]
   int64_t N, D, E, C, k;
@@ -144,12 +144,12 @@ static void route(const Router& r, const RouterOutputs& out, int64_t threads) {
   std::vector<float> parts(blocks * each), packed(r.width() * r.D), padded_weight(r.width() * r.D);
   memcpy(padded_weight.data(), r.weight, r.C * r.D * sizeof(float));
   for (int64_t e = 0; e < r.width(); e += STRIP)
-    pack_columns(Rows{padded_weight.data() + e * r.D, r.D, false}, r.D, packed.data() + e * r.D);
+    pack_columns(Matrix{padded_weight.data() + e * r.D, r.D, false}, r.D, packed.data() + e * r.D);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t b = 0; b < blocks; b++) {
     FlushSubnormals flush;
-    Carver carver{scratch<char>(BLOCK * (r.D + r.width()) * sizeof(float) + 64 * 2)};
-    float *buffer = carver.take<float>(BLOCK * r.D), *logits = carver.take<float>(BLOCK * r.width());
+    Arena arena{scratch<char>(BLOCK * (r.D + r.width()) * sizeof(float) + 64 * 2)};
+    float *buffer = arena.take<float>(BLOCK * r.D), *logits = arena.take<float>(BLOCK * r.width());
     std::vector<char> taken(r.E);
     float* part = parts.data() + b * each;
     BlockSums sums{part, part + r.E};
@@ -184,8 +184,8 @@ struct RouterGradients {
   const float *dweight, *dshared;  // [N, k], [N]; null is zero
   float dloss;
   float *dh, *drouter;  // [N, D], [C, D]; no dh with a norm, but
-  Rows dnormed;         // [N, D], the gradient of h by whoever else reads it
-  Rows dstream, dx;     // [N, D], the gradient of x by whoever else reads it, and all of it
+  Matrix dnormed;         // [N, D], the gradient of h by whoever else reads it
+  Matrix dstream, dx;     // [N, D], the gradient of x by whoever else reads it, and all of it
   float* dnorm;         // [D]
 };
 
@@ -257,9 +257,9 @@ static void route_backward(const Router& r, const RouterGradients& g, int64_t th
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int64_t q = 0; q < threads; q++) {
     FlushSubnormals flush;
-    Carver carver{scratch<char>(BLOCK * (2 * r.D + r.width()) * sizeof(float) + 64 * 3)};
-    float *buffer = carver.take<float>(BLOCK * r.D), *spare = carver.take<float>(BLOCK * r.D);
-    float* dlogits = carver.take<float>(BLOCK * r.width());
+    Arena arena{scratch<char>(BLOCK * (2 * r.D + r.width()) * sizeof(float) + 64 * 3)};
+    float *buffer = arena.take<float>(BLOCK * r.D), *spare = arena.take<float>(BLOCK * r.D);
+    float* dlogits = arena.take<float>(BLOCK * r.width());
     for (int64_t b = q * blocks / threads; b < (q + 1) * blocks / threads; b++) {
       int64_t stride, n0 = b * BLOCK, rows = std::min<int64_t>(BLOCK, r.N - n0);
       const float* h = r.tokens(n0, &stride, buffer);

@@ -1,7 +1,7 @@
 // Four tiles of sums (32 x 32) in the registers of AMX, and one step of their product. With EMULATE_TILES the same
 // operations run in plain C++ on any processor, so that the code over them can be tested everywhere.
 #pragma once
-#include "operands.h"
+#include "strips.h"
 
 #if defined(EMULATE_TILES)
 constexpr bool TILES = true;

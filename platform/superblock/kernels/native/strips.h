@@ -1,4 +1,4 @@
-// Matrix operands in the order in which the products of products.h read them.
+// Matrix operands in the order in which the products of block_products.h read them.
 //
 // A word is what one multiplication takes: a float, or a pair of bf16 that are neighbours along the summed dimension K.
 // Left operands lie as rows of K elements. Right operands lie in strips of 16 columns: strip n holds columns 16 n to
@@ -13,7 +13,7 @@ template <class T>
 constexpr int WORD = 4 / sizeof(T);  // elements
 
 // Rows of anything that Python hands over, in fp32 or bf16; rows need not touch.
-struct Rows {
+struct Matrix {
   void* data;
   int64_t stride;
   bool half;
@@ -29,7 +29,7 @@ struct Rows {
   }
   const bf16* halves() const { return (const bf16*)data; }
   const float* floats() const { return (const float*)data; }
-  Rows from(int64_t row) const {
+  Matrix from(int64_t row) const {
     return {half ? (void*)((bf16*)data + row * stride) : (void*)((float*)data + row * stride), stride, half};
   }
 };
@@ -47,7 +47,7 @@ INLINE void put_both(bf16* to, int, V first, V second) {
 
 // Rows that are multiplied next, brought into the second cache a few at a time, so that no line waits for a free place.
 struct Ahead {
-  Rows rows;
+  Matrix rows;
   const int32_t* which;
   int64_t count, columns;
 
@@ -91,7 +91,7 @@ static void pack_rows_of(const S* data, int64_t stride, const int32_t* which, in
 // `count` <= 32 rows of `columns` elements, taken from `rows` in the order `which` (null: as they are), into strips
 // that are `height` rows high; the rows from `count` to `padded` (even) become zero.
 template <class T>
-static void pack_rows(const Rows& rows, const int32_t* which, int64_t count, int64_t padded, int64_t columns, T* strips,
+static void pack_rows(const Matrix& rows, const int32_t* which, int64_t count, int64_t padded, int64_t columns, T* strips,
                       int64_t height) {
   if (rows.half) pack_rows_of(rows.halves(), rows.stride, which, count, padded, columns, strips, height);
   else pack_rows_of(rows.floats(), rows.stride, which, count, padded, columns, strips, height);
@@ -99,7 +99,7 @@ static void pack_rows(const Rows& rows, const int32_t* which, int64_t count, int
 
 // 16 rows of K elements as one strip of their transpose.
 template <class T>
-static void pack_columns(const Rows& rows, int64_t K, T* strip) {
+static void pack_columns(const Matrix& rows, int64_t K, T* strip) {
   constexpr int ELEMENTS = STRIP * WORD<T>;
   alignas(64) float words[STRIP * STRIP];
   for (int64_t k = 0; k < K; k += ELEMENTS) {

@@ -4,8 +4,10 @@
 // lag 0 is the token itself. x [B, T, C] has any strides but a contiguous last dimension; all else is contiguous. A task takes
 // CHANNELS channels of a sequence through tiles of TOKENS tokens, which stay in the first cache; what a tap may not see (another
 // document, before the start) is a row of zeros, so that the loops over channels have no branches.
+#pragma once
 #include "simd.h"
 
+namespace convolution {
 constexpr int CHANNELS = 128, TOKENS = 16, MOST_TAPS = 16;
 
 template <class X>
@@ -246,27 +248,4 @@ static void backward(const Batch& in, const X* dy, X* dx, int64_t dx_row, int64_
       }
   }
 }
-
-// weight [C, TAPS], state and last [B, TAPS - 1, C]: the inputs before the first token (null: zero) and after the last.
-ENTRY void convolution_forward(const void* x, const float* weight, const void* state, const int32_t* documents, int64_t row,
-                               int64_t step, int64_t B, int64_t T, int64_t C, int64_t taps, int64_t is_bf16, void* y,
-                               void* last, int64_t threads) {
-  Batch in{x, state, weight, documents, row, step, B, T, C, taps};
-  if (is_bf16)
-    forward(in, (bf16*)y, (bf16*)last, threads);
-  else
-    forward(in, (float*)y, (float*)last, threads);
-}
-
-// dx comes with strides as x does. `partial` [B, TAPS, C] is room for each sequence's gradient of the weights; `d_state` null:
-// not wanted.
-ENTRY void convolution_backward(const void* x, const float* weight, const void* state, const int32_t* documents, int64_t row,
-                                int64_t step, int64_t B, int64_t T, int64_t C, int64_t taps, int64_t is_bf16, const void* dy,
-                                void* dx, int64_t dx_row, int64_t dx_step, void* d_state, float* partial, float* d_weight,
-                                int64_t threads) {
-  Batch in{x, state, weight, documents, row, step, B, T, C, taps};
-  if (is_bf16)
-    backward(in, (const bf16*)dy, (bf16*)dx, dx_row, dx_step, (bf16*)d_state, partial, d_weight, threads);
-  else
-    backward(in, (const float*)dy, (float*)dx, dx_row, dx_step, (float*)d_state, partial, d_weight, threads);
-}
+}  // namespace convolution

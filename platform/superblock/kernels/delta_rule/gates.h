@@ -2,8 +2,10 @@
 //   [b | a] = x W^T      beta = strength * sigmoid(b)      g = -exp(A_log) * softplus(a + bias)
 // Legend: N tokens, D width, H heads, C = 2 H columns. Row (m, t) of x, of M groups of T, is at m * outer + t * inner;
 // everything else is contiguous. fp32.
+#pragma once
 #include "simd.h"
 
+namespace gates {
 static constexpr int64_t TILE = 64;  // tokens whose columns lie together: [C, TILE], so that vectors run along tokens
 static_assert(TILE % W == 0, "a tile is whole vectors");
 
@@ -54,7 +56,7 @@ static void products(const float* const* x, const float* weight, float* out, int
 }
 
 // ba: [tiles, C, TILE], kept for the backward pass.
-ENTRY void gates_forward(const float* x, int64_t outer, int64_t inner, const float* weight, const float* A_log,
+static void forward(const float* x, int64_t outer, int64_t inner, const float* weight, const float* A_log,
                          const float* bias, double strength, float* g, float* beta, float* ba, int64_t N, int64_t T,
                          int64_t D, int64_t H, int64_t threads) {
   const Input input{x, outer, inner, T};
@@ -116,7 +118,7 @@ static void gradients(const float* const* x, int64_t count, const float* weight,
 
 // dx is contiguous. partial: [64, C * D + C], one row of sums for each block of tiles; the number of blocks depends on
 // N alone, and so do the bits of all sums.
-ENTRY void gates_backward(const float* x, int64_t outer, int64_t inner, const float* weight, const float* A_log,
+static void backward(const float* x, int64_t outer, int64_t inner, const float* weight, const float* A_log,
                           const float* bias, double strength, const float* ba, const float* dg, const float* dbeta,
                           float* dx, float* dweight, float* dA_log, float* dbias, float* partial, int64_t N, int64_t T,
                           int64_t D, int64_t H, int64_t threads) {
@@ -185,3 +187,4 @@ ENTRY void gates_backward(const float* x, int64_t outer, int64_t inner, const fl
     }
   }
 }
+}  // namespace gates

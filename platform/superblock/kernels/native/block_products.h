@@ -1,7 +1,7 @@
 // The two products that the experts are made of, in blocks of 32 x 32: rows times weights, and gradients of weights.
 // fp32 at every level; bf16 by AVX-512's dot products of pairs, or by the tiles of AMX.
 #pragma once
-#include "operands.h"
+#include "strips.h"
 #include "tiles.h"
 
 constexpr int PANEL = 128;  // words of K: two strips of them are 16 KiB and stay in the first cache
