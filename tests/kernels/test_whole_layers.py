@@ -120,7 +120,7 @@ def test_against_float64(kind: str, variant: str, packed: int) -> None:
     assert {t.dtype for t in mixed.values()} == {torch.float32}
     for name, b in want.items():
         mine, theirs = ((form[name].double() - b).norm() / b.norm() for form in (mixed, steps))
-        assert mine < 1.2 * theirs + 2e-3 < 0.2, name
+        assert mine < 1.5 * theirs + 2e-3 < 0.2, name
 
 
 @pytest.mark.parametrize("name", processor.levels())
@@ -138,7 +138,8 @@ def test_every_level(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["delta", "attention"])
-def test_one_node_and_the_bits_of_the_steps(kind: str, calls: list[str]) -> None:
+def test_one_node_and_what_the_steps_give(kind: str) -> None:
+    """The same numbers, but for the order of sums and one rounding of the branch less."""
     (mixer, norm), x, pack = make(kind, "plain"), tokens(), packs(45)[0]
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -146,11 +147,11 @@ def test_one_node_and_the_bits_of_the_steps(kind: str, calls: list[str]) -> None
             y = mixer(x, pack, norm=norm)
             assert in_one(y)
             h = norm.for_products(x)
-            if kind == "attention":
-                assert torch.equal(y, x + mixer(h, pack))
+            if isinstance(mixer, GatedDeltaNet):
+                steps = mixer.out(mixer._mix(mixer.qkvz(h), norm(x), pack, None))
             else:
-                steps = mixer._mix(mixer.qkvz(h), norm(x), pack, None)  # type: ignore[union-attr, operator]
-                assert torch.equal(y, x + mixer.out(steps))
+                steps = mixer(h, pack)
+            assert (y - x - steps).norm() < (4e-3 if autocast else 1e-6) * steps.norm()
 
 
 @pytest.mark.parametrize("kind", ["delta", "attention"])
@@ -259,7 +260,7 @@ def test_explicit_backends_are_kept(calls: list[str]) -> None:
     assert not {"delta_rule_forward", "attention_forward"} & set(calls)
 
 
-def test_the_operations_keep_torch_contracts() -> None:
+def test_the_operations_keep_torch_contracts(clean_parts: None) -> None:
     x, pack = tokens(20).requires_grad_(), packs(20)[1]
     for dtype in (torch.float32, torch.bfloat16):
         mixer, norm = make("delta", "shared keys")
@@ -269,8 +270,8 @@ def test_the_operations_keep_torch_contracts() -> None:
         torch.library.opcheck(delta_layer.delta_layer.registered, arguments)
         still = [t.detach() for t in (x, *weights)]
         with torch.no_grad():
-            y, *kept = delta_layer.delta_layer(*still, *arguments[9:])
-        check = (y, *still, pack.doc_ids_BT.contiguous(), kept, 2, 2.0, 16)
+            y, kept = delta_layer.delta_layer(*still, *arguments[9:])
+        check = (y, *still, pack.doc_ids_BT.contiguous(), kept, 2, 2.0, EPS, dtype, 16)
         torch.library.opcheck(delta_layer.delta_layer_backward.registered, check)
 
         attention, norm = make("attention", "no gate")
@@ -282,7 +283,8 @@ def test_the_operations_keep_torch_contracts() -> None:
         )
         still = [t.detach() for t in (x, *weights)]
         with torch.no_grad():
-            y, *kept = attention_layer.grouped_query_layer(*still, pack.position_ids_BT, *settings, dtype)
+            y, kept = attention_layer.grouped_query_layer(*still, pack.position_ids_BT, *settings, dtype)
         torch.library.opcheck(
-            attention_layer.grouped_query_layer_backward.registered, (y, *still, pack.position_ids_BT, kept, *settings)
+            attention_layer.grouped_query_layer_backward.registered,
+            (y, *still, pack.position_ids_BT, kept, *settings, dtype),
         )

@@ -295,11 +295,20 @@ def _turn(
     """Positions, the cosines and sines they point into, and both norms' weights, as the kernels read them."""
     positions = _positions(position_ids_BT, rows)
     assert positions is not None and query_norm_K.shape == key_norm_K.shape == rows.shape[-1:]
+    tables = rotations(positions, rotated, theta)
+    return positions, tables, (query_norm_K.float().contiguous(), key_norm_K.float().contiguous())
+
+
+def rotations(positions: Tensor, rotated: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines that such positions point into.
+
+    Raises:
+        ValueError: for a negative position.
+    """
     least, most = (int(x) for x in torch.aminmax(positions))
     if least < 0:
         raise ValueError(f"attention in C++: position {least} is negative")
-    tables = _tables(max(256, 1 << most.bit_length()), rotated, theta)
-    return positions, tables, (query_norm_K.float().contiguous(), key_norm_K.float().contiguous())
+    return _tables(max(256, 1 << most.bit_length()), rotated, theta)
 
 
 @functools.lru_cache(maxsize=8)  # every layer of a step asks for the same

@@ -1,5 +1,5 @@
 """A whole attention layer as one operation for processors: norm, projection, norms and rotation of queries and keys,
-attention, gate, projection and the addition to the residual stream. Everything between the projections is one kernel.
+attention, gate, projection and the addition to the residual stream, in one call of `layer.h` each way.
 
 Legend: B sequences, T tokens, D model width, H query heads, G kv heads, K head width, n = H + 2 G heads of the
 projection, 2 H + 2 G with a gate.
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from superblock.kernels.attention import native
+from superblock.kernels.attention.native import LIBRARY
 from superblock.kernels.native import native_operator
+from superblock.kernels.native.arena import Parts
 from superblock.kernels.native.operator import plain, wanted
-from superblock.kernels.norm import native as norm
 from superblock.kernels.packing import PackInfo
-from superblock.kernels.projections import enter, enter_backward, kept_or, leave, leave_backward, multiplies, rounded
+from superblock.kernels.projections import multiplies, unfit_width
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Weights(NamedTuple):
@@ -39,7 +39,9 @@ def unfit(x_BTD: Tensor, weights: Weights, dtype: torch.dtype) -> str | None:
         return f"it has no kernel for {x_BTD.dtype}"
     if not multiplies(weights.qkvg_nKD, dtype) or not multiplies(weights.out_DHK, dtype):
         return f"its projections are not in {dtype}, and autocast is off"
-    return native.why_not(x_BTD.device, dtype, len(weights.query_norm_K)) or norm.LIBRARY.why_not()
+    return unfit_width(weights.qkvg_nKD, weights.out_DHK) or native.why_not(
+        x_BTD.device, dtype, len(weights.query_norm_K)
+    )
 
 
 def whole_layer(
@@ -56,7 +58,7 @@ def whole_layer(
 ) -> Tensor:
     """The stream x plus what the layer makes of its norm, in the dtype of `x`; products run in `dtype`.
 
-    `heads` is (H, G). Differentiable once.
+    `heads` is (H, G). Rounded once, at the end. Differentiable once.
     """
     rotated = round(fraction * len(weights.query_norm_K))
     settings = (not pack.whole_rows, *heads, window or 0, rotated, theta, eps, dtype)
@@ -65,62 +67,86 @@ def whole_layer(
 
 @native_operator("grouped_query_layer")
 def grouped_query_layer(
-    x: Tensor, norm_weight: Tensor, qkvg: Tensor, query_norm: Tensor, key_norm: Tensor, out: Tensor, positions: Tensor,
+    x: Tensor, norm: Tensor, qkvg: Tensor, query_norm: Tensor, key_norm: Tensor, out: Tensor, positions: Tensor,
     packed: bool, H: int, G: int, window: int, rotated: int, theta: float, eps: float, dtype: torch.dtype,
-) -> _Results:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The result of `whole_layer`, and what backward needs."""
-    qkvg_rounded, out_rounded = rounded(qkvg, dtype), rounded(out, dtype)
-    h, _, scales, rows = enter(x, norm_weight, kept_or(qkvg_rounded, qkvg), eps, dtype, wide=False)
-    heads = rows.unflatten(-1, (-1, len(query_norm)))
-    settings = (packed, H, G, window, rotated, theta, eps)
-    y, o, sums = native.attention_layer(heads, query_norm, key_norm, positions, *settings)
-    stream = leave(x, y.flatten(-2), kept_or(out_rounded, out))
-    return stream, qkvg_rounded, out_rounded, h, scales, rows, y, o, sums
+    weights = Weights(norm, qkvg, query_norm, key_norm, out)
+    stream, parts = x.new_empty(x.shape), _kept(x, weights, H, G, dtype)
+    kept = parts.new(x)
+    problem = _problem(x, weights, positions, packed, H, G, window, rotated, theta, eps, dtype)
+    LIBRARY.call("attention_layer_forward", *problem, *parts.addresses(kept), stream)
+    return stream, kept
 
 
-grouped_query_layer.register_fake(grouped_query_layer.function)  # it calls operators, which know their own shapes
+@grouped_query_layer.register_fake
+def _(x, norm, qkvg, query_norm, key_norm, out, positions, packed, H, G, window, rotated, theta, eps, dtype):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape), _kept(x, Weights(norm, qkvg, query_norm, key_norm, out), H, G, dtype).new(x)
 
 
 @native_operator("grouped_query_layer_backward")
 def grouped_query_layer_backward(
-    dstream: Tensor, x: Tensor, norm_weight: Tensor, qkvg: Tensor, query_norm: Tensor, key_norm: Tensor, out: Tensor,
-    positions: Tensor, kept: list[Tensor],
-    packed: bool, H: int, G: int, window: int, rotated: int, theta: float, eps: float,
+    dstream: Tensor, x: Tensor, norm: Tensor, qkvg: Tensor, query_norm: Tensor, key_norm: Tensor, out: Tensor,
+    positions: Tensor, kept: Tensor,
+    packed: bool, H: int, G: int, window: int, rotated: int, theta: float, eps: float, dtype: torch.dtype,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of the six inputs from x to `out`, in their dtypes."""
-    qkvg_rounded, out_rounded, h, scales, rows, y, o, sums = kept
-    dy, dout = leave_backward(dstream, y.flatten(-2), kept_or(out_rounded, out))
-    heads = rows.unflatten(-1, (-1, len(query_norm)))
-    drows, dquery_norm, dkey_norm = native.attention_layer_backward(
-        heads, query_norm, key_norm, positions, o if len(o) else y, sums, dy.view_as(y),
-        packed, H, G, window, rotated, theta, eps,
+    weights = Weights(norm, qkvg, query_norm, key_norm, out)
+    dx, grads = x.new_empty(x.shape), [t.new_empty(t.shape, dtype=torch.float32) for t in weights]
+    problem = _problem(x, weights, positions, packed, H, G, window, rotated, theta, eps, dtype)
+    LIBRARY.call(
+        "attention_layer_backward", *problem, *_kept(x, weights, H, G, dtype).addresses(kept),
+        dstream.contiguous(), dx, *grads,
     )  # fmt: skip
-    weight = kept_or(qkvg_rounded, qkvg)
-    dx, dnorm, dqkvg = enter_backward(dstream, drows.flatten(-2), None, x, norm_weight, weight, h, scales)
-    return [dx, dnorm, dqkvg.to(qkvg.dtype), dquery_norm, dkey_norm, dout.to(out.dtype)]
+    return [dx, *(grad.to(t.dtype) for grad, t in zip(grads, weights, strict=True))]
 
 
 @grouped_query_layer_backward.register_fake
-def _(dstream, x, norm_weight, qkvg, query_norm, key_norm, out, *_):  # type: ignore[no-untyped-def]
-    return [t.new_empty(t.shape) for t in (x, norm_weight, qkvg, query_norm, key_norm, out)]
+def _(dstream, x, norm, qkvg, query_norm, key_norm, out, *_):  # type: ignore[no-untyped-def]
+    return [t.new_empty(t.shape) for t in (x, norm, qkvg, query_norm, key_norm, out)]
+
+
+def _problem(
+    x: Tensor, weights: Weights, positions: Tensor, packed: bool, H: int, G: int, window: int, rotated: int,
+    theta: float, eps: float, dtype: torch.dtype,
+) -> tuple[Any, ...]:  # fmt: skip
+    """What both entry points begin with."""
+    norm, qkvg, query_norm, key_norm, out = weights
+    assert qkvg.dtype == out.dtype, "both projections are in one dtype"
+    assert positions.shape == x.shape[:2], "every token has a position"
+    positions = positions.to(torch.int64)
+    tables = native.rotations(positions, rotated, theta)
+    sizes = (*x.shape, H, G, len(query_norm), len(qkvg), window, packed, rotated)
+    return (
+        *(x.contiguous(), x.dtype == torch.bfloat16, norm.float().contiguous(), qkvg.contiguous()),
+        *(query_norm.float().contiguous(), key_norm.float().contiguous()),
+        *(out.contiguous(), out.dtype == torch.bfloat16, *tables, positions, *positions.stride()),
+        *(*sizes, dtype == torch.bfloat16, eps),
+    )
+
+
+def _kept(x: Tensor, weights: Weights, H: int, G: int, dtype: torch.dtype) -> Parts:
+    """The parts from `h` to `sums` of layer.h."""
+    (B, T, D), K, M, row = x.shape, len(weights.query_norm_K), len(weights.qkvg_nKD), dtype.itemsize
+    N, gated = B * T, M > (H + 2 * G) * K
+    y = row * N * H * K
+    return Parts((row * N * D, 4 * N, row * N * M, y, y if gated else 0, 4 * 2 * N * H))
 
 
 _TENSORS = 1 + len(Weights._fields) + 1  # x, the weights, the positions
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: _Results) -> None:
-    *ctx.settings, _dtype = inputs[_TENSORS:]
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.settings = inputs[_TENSORS:]
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*inputs[:_TENSORS], *output[1:])
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs[:_TENSORS], output[1])
 
 
-def _backward(ctx: Any, dstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dstream is None:
         return wanted([], ctx.needs_input_grad)
-    saved = ctx.saved_tensors  # to be read once: with recomputed activations it is a function
-    grads = grouped_query_layer_backward(dstream, *saved[:_TENSORS], list(saved[_TENSORS:]), *ctx.settings)
-    return wanted(grads, ctx.needs_input_grad)
+    return wanted(grouped_query_layer_backward(dstream, *ctx.saved_tensors, *ctx.settings), ctx.needs_input_grad)
 
 
 grouped_query_layer.register_autograd(_backward, setup_context=_setup)

@@ -64,5 +64,5 @@ static void forward_head(const Head<X>& head, const float* initial, float* o, in
     }
     multiply<true, true, FULL>(K, VD, C, K_r, ldk, U, ldv, S, ldv, chunk.a, S, ldv);
   }
-  copy_rows(K, VD, S, ldv, last, VD);
+  if (last) copy_rows(K, VD, S, ldv, last, VD);
 }

@@ -119,6 +119,7 @@ static void forward_block(const Rows<X>& in, const float* weight, int width, X* 
       }
     }
   }
+  if (!last) return;
   const int reach = in.reach(in.T - 1);
   for (int l = 1; l < taps; l++)
     memcpy(last + (taps - 1 - l) * in.C, l - 1 <= reach ? in.at(in.T - l) : in.zeros, sizeof(X) * width);
@@ -221,7 +222,7 @@ static void forward(const Batch& in, X* y, X* last, int64_t threads) {
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < in.B * in.blocks(); task++)
       run(in.sequence<X>(task, zeros), in.weight + in.begin(task) * in.taps, in.width(task), y + in.offset(task, in.T),
-          last + in.offset(task, in.taps - 1));
+          last ? last + in.offset(task, in.taps - 1) : nullptr);
   }
 }
 

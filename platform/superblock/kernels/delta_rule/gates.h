@@ -7,6 +7,7 @@
 
 namespace gates {
 static constexpr int64_t TILE = 64;  // tokens whose columns lie together: [C, TILE], so that vectors run along tokens
+constexpr int64_t MOST_BLOCKS = 64;  // into which sums over tokens are cut
 static_assert(TILE % W == 0, "a tile is whole vectors");
 
 struct Input {
@@ -124,7 +125,7 @@ static void backward(const float* x, int64_t outer, int64_t inner, const float* 
                           int64_t D, int64_t H, int64_t threads) {
   const Input input{x, outer, inner, T};
   const int64_t C = 2 * H, tiles = (N + TILE - 1) / TILE, size = C * D + C;
-  const int64_t each = (tiles + 63) / 64, blocks = (tiles + each - 1) / each;
+  const int64_t each = (tiles + MOST_BLOCKS - 1) / MOST_BLOCKS, blocks = (tiles + each - 1) / each;
 #pragma omp parallel num_threads(threads)
   {
     FlushSubnormals flush;

@@ -1,6 +1,7 @@
 // Gated DeltaNet for processors: what Python calls. See the headers for legends.
 #include "convolution.h"
 #include "gates.h"
+#include "layer.h"
 #include "rule.h"
 
 // `states` [B, H, chunks, K, VD] and `residuals` [B, H, T, VD] null: nothing is kept for a backward pass.
@@ -65,4 +66,47 @@ ENTRY void gates_backward(const float* x, int64_t outer, int64_t inner, const fl
                           float* dx, float* dweight, float* dA_log, float* dbias, float* partial, int64_t N, int64_t T,
                           int64_t D, int64_t H, int64_t threads) {
   gates::backward(x, outer, inner, weight, A_log, bias, strength, ba, dg, dbeta, dx, dweight, dA_log, dbias, partial, N, T, D, H, threads);
+}
+
+// Every function of the layer begins with these; see layer.h. Weights of the projections are all bf16 if `weights_half`.
+#define LAYER                                                                                                          \
+  void *x, int64_t x_half, const float *norm, void *qkvz, const float *conv, const float *ba, const float *A_log,      \
+      const float *dt_bias, const float *gated_norm, void *out, int64_t weights_half, const int32_t *documents,        \
+      int64_t B, int64_t T, int64_t D, int64_t G, int64_t H, int64_t K, int64_t VD, int64_t taps, int64_t chunk,       \
+      int64_t half, double strength, double epsilon, void *h, float *wide, float *scales, void *rows, void *mixed,     \
+      float *g, float *beta, float *ba_kept, float *states, float *residuals, float *o, float *gated_scales, void *y
+#define PASSED                                                                                                         \
+  x, x_half, norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out, weights_half, documents, B, T, D, G, H, K, VD,     \
+      taps, chunk, half, strength, epsilon, h, wide, scales, rows, mixed, g, beta, ba_kept, states, residuals, o,      \
+      gated_scales, y
+
+static DeltaLayer layer_of(LAYER) {
+  DeltaLayer l{{}, conv, ba, A_log, dt_bias, gated_norm, documents, B, T, D, G, H, K, VD, taps, chunk, half != 0, strength,
+               h, wide, scales, rows, mixed, g, beta, ba_kept, states, residuals, o, gated_scales, y};
+  Matrix enter{qkvz, D, weights_half != 0}, leave{out, l.values(), weights_half != 0};
+  l.ends = {{x, D, x_half != 0}, norm, (float)epsilon, enter, leave, l.N(), D, l.M(), l.values()};
+  return l;
+}
+
+ENTRY void delta_layer_forward(LAYER, void* stream, int64_t threads) {
+  DeltaLayer l = layer_of(PASSED);
+  Matrix to{stream, D, x_half != 0};
+  with_operand(l.half, [&](auto operand) {
+    using Operand = decltype(operand);
+    if (l.half) layer_forward<bf16, Operand>(l, to, threads);
+    else layer_forward<float, float>(l, to, threads);
+  });
+}
+
+// `dstream` [N, D] in the dtype of x, as is dx; all other gradients are fp32.
+ENTRY void delta_layer_backward(LAYER, void* dstream, void* dx, float* dnorm, float* dqkvz, float* dconv, float* dba,
+                                float* dA_log, float* dbias, float* dgated_norm, float* dout, int64_t threads) {
+  DeltaLayer l = layer_of(PASSED);
+  Matrix from{dstream, D, x_half != 0};
+  DeltaGradients to{{dx, D, x_half != 0}, dnorm, dqkvz, dconv, dba, dA_log, dbias, dgated_norm, dout};
+  with_operand(l.half, [&](auto operand) {
+    using Operand = decltype(operand);
+    if (l.half) layer_backward<bf16, Operand>(l, from, to, threads);
+    else layer_backward<float, float>(l, from, to, threads);
+  });
 }

@@ -44,7 +44,7 @@ static void forward_rule(const Batch& in, const float* initial, float* o, float*
         recurrent_head(head, first, out, in.H * in.VD, last + task * square);
       else
         forward_head(head, first, out, in.H * in.VD, states ? states + task * chunks * square : nullptr,
-                     residuals ? residuals + task * in.T * in.VD : nullptr, last + task * square);
+                     residuals ? residuals + task * in.T * in.VD : nullptr, last ? last + task * square : nullptr);
     }
   }
 }

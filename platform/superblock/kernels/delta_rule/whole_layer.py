@@ -1,31 +1,27 @@
 """A whole Gated DeltaNet layer as one operation for processors: norm, projection, convolution, gates, rule, gated norm,
-projection and the addition to the residual stream.
-
-One node of the graph instead of ten, and gradients go where the next kernel reads them: those of queries, keys and
-values into one row per token, that row's and the output gate's into the gradient of the projection, without copies. The
-kernels are those of `native_convolution`, `native_gates`, `native` and `norm.native`, of which each is an operation too.
+projection and the addition to the residual stream, in one call of `layer.h` each way.
 
 Legend: B sequences, T tokens, D model width, G key heads, H value heads, K key width, V value width, C = 2GK + HV
 convolved channels, N = C + HV rows of the projection, W taps.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from superblock.kernels.delta_rule import native, native_convolution, native_gates
+from superblock.kernels.delta_rule import native, native_convolution
+from superblock.kernels.delta_rule.native_library import LIBRARY
 from superblock.kernels.native import native_operator
+from superblock.kernels.native.arena import Parts
 from superblock.kernels.native.operator import plain, wanted
-from superblock.kernels.norm import native as norm
 from superblock.kernels.packing import PackInfo
-from superblock.kernels.projections import enter, enter_backward, kept_or, leave, leave_backward, multiplies, rounded
+from superblock.kernels.projections import multiplies, unfit_width
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_Results = tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-    Tensor, Tensor,
-]  # fmt: skip
+_TILE = 64
+"""Tokens whose gates lie together, as in gates.h."""
 
 
 class Weights(NamedTuple):
@@ -51,10 +47,9 @@ def unfit(x_BTD: Tensor, weights: Weights, heads: tuple[int, int], dtype: torch.
     if not multiplies(weights.qkvz_ND, dtype) or not multiplies(weights.out_DHV, dtype):
         return f"its projections are not in {dtype}, and autocast is off"
     return (
-        native_convolution.unfit_sizes(x_BTD.shape[0] * x_BTD.shape[1], C, weights.conv_CW.shape[1])
+        unfit_width(weights.qkvz_ND, weights.out_DHV)
+        or native_convolution.unfit_sizes(x_BTD.shape[0] * x_BTD.shape[1], C, weights.conv_CW.shape[1])
         or native.unfit_widths((C - H * V) // (2 * G), V, chunk_size)
-        or native_gates.LIBRARY.why_not()
-        or norm.LIBRARY.why_not()
     )
 
 
@@ -71,7 +66,7 @@ def whole_layer(
 ) -> Tensor:
     """The stream x plus what the layer makes of its norm, in the dtype of `x`; products run in `dtype`.
 
-    Differentiable once. Documents, and rows, begin with an empty state.
+    Rounded once, at the end. Differentiable once. Documents, and rows, begin with an empty state.
     """
     documents_BT = None if pack.whole_rows else pack.doc_ids_BT.to(torch.int32).contiguous()
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x_BTD, *weights))
@@ -84,7 +79,7 @@ def whole_layer(
 @native_operator("delta_layer")
 def delta_layer(
     x: Tensor,
-    norm_weight: Tensor,
+    norm: Tensor,
     qkvz: Tensor,
     conv: Tensor,
     ba: Tensor,
@@ -99,36 +94,29 @@ def delta_layer(
     dtype: torch.dtype,
     chunk: int,
     keep: bool,
-) -> _Results:
+) -> tuple[Tensor, Tensor]:
     """The result of `whole_layer`, and what backward needs."""
-    V = len(gated_norm)
-    qkvz_rounded, out_rounded = rounded(qkvz, dtype), rounded(out, dtype)
-    h, wide, scales, rows = enter(x, norm_weight, kept_or(qkvz_rounded, qkvz), eps, dtype, wide=True)
-    qkv, z = rows.split([len(conv), rows.shape[-1] - len(conv)], dim=-1)
-    mixed, _ = native_convolution.convolve(qkv, conv.float().contiguous(), None, documents)
-    g, beta, ba_kept = native_gates.delta_gates(kept_or(wide, h), ba, A_log, dt_bias, strength)
-    q, k, v = _heads(mixed, G, g.shape[-1], V)
-    o, _, states, residuals = native.rule(q, k, v, g, beta, None, documents, chunk, keep)
-    y, gated_scales = norm.gated_rms_norm(o, gated_norm, z.unflatten(-1, (-1, V)), eps, dtype)
-    y = y.flatten(-2)
-    kept = (qkvz_rounded, out_rounded, h, wide, scales, rows, mixed, g, beta, ba_kept, states, residuals, o)
-    return leave(x, y, kept_or(out_rounded, out)), *kept, gated_scales, y
+    weights = Weights(norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out)
+    parts = _kept(x, weights, G, dtype, chunk, keep)
+    stream, kept = x.new_empty(x.shape), parts.new(x)
+    LIBRARY.call(
+        "delta_layer_forward", *_problem(x, weights, documents, G, strength, eps, dtype, chunk),
+        *parts.addresses(kept), stream,
+    )  # fmt: skip
+    return stream, kept
 
 
-def _heads(mixed: Tensor, G: int, H: int, V: int) -> tuple[Tensor, Tensor, Tensor]:
-    keys = (mixed.shape[-1] - H * V) // 2
-    q, k, v = mixed.split([keys, keys, H * V], dim=-1)
-    return q.unflatten(-1, (G, -1)), k.unflatten(-1, (G, -1)), v.unflatten(-1, (H, V))
-
-
-delta_layer.register_fake(delta_layer.function)  # it calls operators, which know their own shapes
+@delta_layer.register_fake
+def _(x, norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out, documents, G, strength, eps, dtype, chunk, keep):  # type: ignore[no-untyped-def]
+    weights = Weights(norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out)
+    return x.new_empty(x.shape), _kept(x, weights, G, dtype, chunk, keep).new(x)
 
 
 @native_operator("delta_layer_backward")
 def delta_layer_backward(
     dstream: Tensor,
     x: Tensor,
-    norm_weight: Tensor,
+    norm: Tensor,
     qkvz: Tensor,
     conv: Tensor,
     ba: Tensor,
@@ -137,60 +125,89 @@ def delta_layer_backward(
     gated_norm: Tensor,
     out: Tensor,
     documents: Tensor | None,
-    kept: list[Tensor],
+    kept: Tensor,
     G: int,
     strength: float,
+    eps: float,
+    dtype: torch.dtype,
     chunk: int,
 ) -> list[Tensor]:
     """Gradients of the nine inputs from x to `out`, in their dtypes."""
-    qkvz_rounded, out_rounded, h, wide, scales, rows, *inner, o, gated_scales, y = kept
-    mixed, g, beta, ba_kept, states, residuals = inner
-    H, V, C = g.shape[-1], len(gated_norm), len(conv)
-    dy, dout = leave_backward(dstream, y, kept_or(out_rounded, out))
-    drows = rows.new_empty(rows.shape)
-    z, dz = (t[..., C:].unflatten(-1, (H, V)) for t in (rows, drows))
-    do, dgated_norm = norm.gated_rms_norm_gradients(o, gated_norm, z, gated_scales, dy.unflatten(-1, (H, V)), dz)
-    q, k, _ = _heads(mixed, G, H, V)
-    dmixed, dg, dbeta = torch.empty_like(mixed), torch.empty_like(g), torch.empty_like(beta)
-    native.write_gradients(
-        (do, None), (q, k, g, beta, documents, states, residuals), chunk, (*_heads(dmixed, G, H, V), dg, dbeta, None)
-    )
-    dwide, dba, dA_log, dbias = native_gates.delta_gates_backward(
-        kept_or(wide, h), ba, A_log, dt_bias, ba_kept, strength, dg, dbeta
-    )
-    weight = conv.float().contiguous()
-    dconv = torch.empty_like(weight)
-    native_convolution.write_gradients(dmixed, rows[..., :C], weight, None, documents, drows[..., :C], dconv, None)
-    weight = kept_or(qkvz_rounded, qkvz)
-    dx, dnorm, dqkvz = enter_backward(dstream, drows, dwide, x, norm_weight, weight, h, scales)
-    return [
-        *(dx, dnorm, dqkvz.to(qkvz.dtype), dconv.to(conv.dtype)),
-        *(dba, dA_log, dbias, dgated_norm, dout.to(out.dtype)),
-    ]
+    weights = Weights(norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out)
+    parts = _kept(x, weights, G, dtype, chunk, True)
+    dx, grads = x.new_empty(x.shape), [t.new_empty(t.shape, dtype=torch.float32) for t in weights]
+    LIBRARY.call(
+        "delta_layer_backward", *_problem(x, weights, documents, G, strength, eps, dtype, chunk),
+        *parts.addresses(kept), dstream.contiguous(), dx, *grads,
+    )  # fmt: skip
+    return [dx, *(grad.to(t.dtype) for grad, t in zip(grads, weights, strict=True))]
 
 
 @delta_layer_backward.register_fake
-def _(dstream, x, norm_weight, qkvz, conv, ba, A_log, dt_bias, gated_norm, out, documents, kept, G, strength, chunk):  # type: ignore[no-untyped-def]
-    return [t.new_empty(t.shape) for t in (x, norm_weight, qkvz, conv, ba, A_log, dt_bias, gated_norm, out)]
+def _(dstream, x, norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out, *_):  # type: ignore[no-untyped-def]
+    return [t.new_empty(t.shape) for t in (x, norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out)]
+
+
+def _problem(
+    x: Tensor,
+    weights: Weights,
+    documents: Tensor | None,
+    G: int,
+    strength: float,
+    eps: float,
+    dtype: torch.dtype,
+    chunk: int,
+) -> tuple[Any, ...]:
+    """What both entry points begin with."""
+    norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out = weights
+    assert qkvz.dtype == out.dtype, "both projections are in one dtype"
+    (B, T, D), H, V = x.shape, len(A_log), len(gated_norm)
+    small = (t.float().contiguous() for t in (conv, ba, A_log, dt_bias, gated_norm))
+    sizes = (B, T, D, G, H, (len(conv) - H * V) // (2 * G), V, conv.shape[1], chunk)
+    return (
+        *(x.contiguous(), x.dtype == torch.bfloat16, norm.float().contiguous(), qkvz.contiguous(), *small),
+        *(out.contiguous(), out.dtype == torch.bfloat16, documents, *sizes, dtype == torch.bfloat16, strength, eps),
+    )
+
+
+def _kept(x: Tensor, weights: Weights, G: int, dtype: torch.dtype, chunk: int, keep: bool) -> Parts:
+    """The parts from `h` to `y` of layer.h."""
+    (B, T, D), H, V = x.shape, len(weights.A_log_H), len(weights.gated_norm_V)
+    return _parts(B, T, D, G, H, len(weights.conv_CW), V, dtype.itemsize, chunk, keep)
+
+
+def _new_parts(B: int, T: int, D: int, G: int, H: int, C: int, V: int, row: int, chunk: int, keep: int) -> Parts:
+    N, K = B * T, (C - H * V) // (2 * G)
+    states, residuals = (B * H * -(-T // chunk) * K * V, N * H * V) if keep else (0, 0)
+    tiles = -(-N // _TILE)
+    h, wide, scales = row * N * D, 4 * N * D if row < 4 else 0, 4 * N
+    rows, mixed, gates, ba = row * N * (C + H * V), row * N * C, 4 * N * H, 4 * tiles * 2 * H * _TILE
+    o, gated_scales, y = 4 * N * H * V, 4 * N * H, row * N * H * V
+    return Parts((h, wide, scales, rows, mixed, gates, gates, ba, 4 * states, 4 * residuals, o, gated_scales, y))
+
+
+_cached_parts = functools.lru_cache(maxsize=64)(_new_parts)
+
+
+def _parts(*sizes: int) -> Parts:
+    """Remembered, unless a compiler asks with sizes that have no value."""
+    return _cached_parts(*sizes) if all(type(size) in (int, bool) for size in sizes) else _new_parts(*sizes)
 
 
 _TENSORS = 1 + len(Weights._fields) + 1  # x, the weights, the documents
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: _Results) -> None:
-    G, strength, _eps, _dtype, chunk, _keep = inputs[_TENSORS:]
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *ctx.settings, _keep = inputs[_TENSORS:]
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*inputs[:_TENSORS], *output[1:])
-    ctx.settings = G, strength, chunk
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs[:_TENSORS], output[1])
 
 
-def _backward(ctx: Any, dstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dstream is None:
         return wanted([], ctx.needs_input_grad)
-    saved = ctx.saved_tensors  # to be read once: with recomputed activations it is a function
-    grads = delta_layer_backward(dstream, *saved[:_TENSORS], list(saved[_TENSORS:]), *ctx.settings)
-    return wanted(grads, ctx.needs_input_grad)
+    return wanted(delta_layer_backward(dstream, *ctx.saved_tensors, *ctx.settings), ctx.needs_input_grad)
 
 
 delta_layer.register_autograd(_backward, setup_context=_setup)

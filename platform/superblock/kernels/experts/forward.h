@@ -28,22 +28,6 @@ struct ForwardScratch {
   }
 };
 
-template <class T, class S>
-static void gather_from(const S* data, int64_t stride, const int32_t* which, int64_t rows, int64_t D, T* to) {
-  for (int64_t i = 0; i < rows; i++) {
-    const S* row = data + (which ? which[i] : i) * stride;
-    for (int64_t d = 0; d < D; d += W) store(to + i * D + d, load(row + d));
-  }
-}
-
-// Rows of a matrix as the left operand; those from `rows` to the padded count are zero.
-template <class T>
-static void gather(const Matrix& from, const int32_t* which, int64_t rows, int64_t D, T* to) {
-  if (from.half) gather_from(from.halves(), from.stride, which, rows, D, to);
-  else gather_from(from.floats(), from.stride, which, rows, D, to);
-  memset(to + rows * D, 0, (pad(rows) - rows) * D * sizeof(T));
-}
-
 // One expert on the rows in s.x. `hidden` [rows, 2 F] is kept for backward unless null. emit(i, d, out) gets W
 // elements of a row's output.
 template <class T, class Emit>

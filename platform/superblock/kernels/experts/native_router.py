@@ -87,18 +87,14 @@ def _problem(
     scale: float,
     aux_loss: float,
     z_loss: float,
-    norm: tuple[Any, ...] | None = None,
 ) -> list[Any]:
-    """What both entry points begin with; `norm` is for a router that norms its tokens itself."""
+    """What both entry points begin with."""
     (N, D), (C, width), E = h.shape, router.shape, len(bias)
     assert width == D and C - E in (0, 1), "the router must be [C, D] with a bias for each of C or C - 1 columns"
     assert 0 < top_k <= E, "no more experts can be chosen than there are"
     weights = (router.contiguous(), bias.contiguous())
     settings = (top_k, int(softmax), float(scale), float(aux_loss), float(z_loss))
-    return [*_rows(h), *(norm or _NO_NORM), *weights, N, D, E, C, *settings]
-
-
-_NO_NORM = (None, 0, 0, None, 0.0, None)
+    return [*_rows(h), *weights, N, D, E, C, *settings]
 
 
 def _outputs(h: Tensor, router: Tensor, bias: Tensor, top_k: int, z_loss: float) -> tuple[Tensor, ...]:
@@ -139,7 +135,7 @@ def route_backward(
     upstream = [None if g is None or not g.numel() else g.contiguous() for g in (dweight, dgate, dloss)]
     dh, drouter = h.new_empty(h.shape, dtype=torch.float32), torch.empty(router.shape, dtype=torch.float32)
     state = (index, weight, gate, counts, scores, lse)
-    LIBRARY.call("router_backward", *args, *state, *upstream, dh, drouter, None, None, 0, None, None)
+    LIBRARY.call("router_backward", *args, *state, *upstream, dh, drouter)
     return dh, drouter
 
 

@@ -184,8 +184,8 @@ struct RouterGradients {
   const float *dweight, *dshared;  // [N, k], [N]; null is zero
   float dloss;
   float *dh, *drouter;  // [N, D], [C, D]; no dh with a norm, but
-  Matrix dnormed;         // [N, D], the gradient of h by whoever else reads it
-  Matrix dstream, dx;     // [N, D], the gradient of x by whoever else reads it, and all of it
+  Matrix dnormed;      // [N, D], the gradient of h by whoever else reads it, or null
+  Matrix dstream, dx;  // [N, D], the gradient of x by whoever else reads it, or null, and all of it
   float* dnorm;         // [D]
 };
 
@@ -195,7 +195,8 @@ static void norm_gradient(const Router& r, const RouterGradients& g, int64_t n, 
   const float scale = norm.scales[n];
   V along{};
   for (int64_t d = 0; d < r.D; d += W) {
-    V normed = norm.x.get(n, d) * scale, dy = load(dh + d) + g.dnormed.get(n, d);
+    V normed = norm.x.get(n, d) * scale, dy = load(dh + d);
+    if (g.dnormed.data) dy += g.dnormed.get(n, d);
     store(dweight + d, load(dweight + d) + dy * normed);
     dy *= load(norm.weight + d);
     store(dh + d, dy);
@@ -204,7 +205,8 @@ static void norm_gradient(const Router& r, const RouterGradients& g, int64_t n, 
   const float mean = sum(along) / (float)r.D;
   for (int64_t d = 0; d < r.D; d += W) {
     V normed = norm.x.get(n, d) * scale;
-    g.dx.put(n, d, g.dstream.get(n, d) + (load(dh + d) - normed * mean) * scale);
+    V dx = (load(dh + d) - normed * mean) * scale;
+    g.dx.put(n, d, g.dstream.data ? g.dstream.get(n, d) + dx : dx);
   }
 }
 

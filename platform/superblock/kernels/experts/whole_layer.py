@@ -1,8 +1,5 @@
-"""A whole MoE layer as one operation for processors: norm, router, experts and the addition to the residual stream.
-
-The normed tokens reach the router in fp32 without a way through memory, forwards and backwards, and between the kernels
-there is nothing of torch's: no casts, no additions, one node of the graph. The kernels are those of `native_router` and
-`native`, of which each is an operation too.
+"""A whole MoE layer as one operation for processors: norm, router, experts and the addition to the residual stream, in
+one call of `layer.h` each way.
 
 Legend: ... any shape of N tokens, D model width, E experts, F expert width, G width of the shared expert, k experts per token.
 """
@@ -15,20 +12,20 @@ from torch import Tensor
 from superblock.kernels.experts import native, native_router
 from superblock.kernels.experts.native import LIBRARY
 from superblock.kernels.native import native_operator
+from superblock.kernels.native.arena import Parts
 from superblock.kernels.native.operator import plain, wanted
-
-_Outputs = tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
-]  # fmt: skip
 
 
 class Weights(NamedTuple):
-    """The parameters of a layer and its balancing bias; `shared_gate` [D] and the shared expert's may be missing."""
+    """The parameters of a layer and its balancing bias; `shared_gate` [D] and the shared expert's may be missing.
+
+    The bias is missing in a backward pass: it chooses experts, and has no gradient.
+    """
 
     norm_D: Tensor
     router_ED: Tensor
     shared_gate_D: Tensor | None
-    bias_E: Tensor
+    bias_E: Tensor | None
     gate_up_E2FD: Tensor
     down_EDF: Tensor
     shared_gate_up_2GD: Tensor | None
@@ -95,70 +92,19 @@ def moe_layer(
     aux_loss: float,
     z_loss: float,
     keep: bool,
-) -> _Outputs:
-    """y, loss, counts and stats of `whole_layer`, and what backward needs."""
-    results = _outputs(x, router, shared_gate, down, shared_down, dtype, top_k, z_loss, keep)
-    y, loss, counts, stats, h, scales, index, weight, gate, scores, lse, hidden, shared_hidden = results
-    settings = (top_k, softmax, scale, aux_loss, z_loss)
-    args = _router_problem(x, norm, router, shared_gate, bias, h, scales, eps, settings)
-    N, D = h.shape
-    LIBRARY.call("router_forward", *args, index, weight, gate, loss, counts, stats, scores, lse)
-    shared_weight = gate if shared_gate is not None else None
-    args = native._problem(h, gate_up, down, index, weight, shared_gate_up, shared_down, shared_weight, dtype)
-    parts, power = hidden.new_empty(index.numel(), D), x.new_empty((N + 31) // 32, 2, dtype=torch.float32)
-    stream, half, stride = native._rows(x.flatten(0, -2))
-    states = (hidden, shared_hidden) if keep else (None, None)
-    LIBRARY.call("experts_forward", *args, y, half, stream, stride, *states, parts, power)
-    routed, shared = power.sum(0).sqrt().tolist()
-    stats[3] = shared / (routed + 1e-20)
-    return results
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The results of `whole_layer`, and what backward needs."""
+    weights = Weights(norm, router, shared_gate, bias, gate_up, down, shared_gate_up, shared_down)
+    settings = Settings(eps, dtype, top_k, softmax, scale, aux_loss, z_loss)
+    parts, results = _kept(x, weights, settings, keep), _outputs(x, router)
+    kept = parts.new(x)
+    LIBRARY.call("moe_layer_forward", *_problem(x, weights, settings), *parts.addresses(kept), *results)
+    return *results, kept
 
 
-def _router_problem(
-    x: Tensor,
-    norm: Tensor,
-    router: Tensor,
-    shared_gate: Tensor | None,
-    bias: Tensor,
-    h: Tensor,
-    scales: Tensor,
-    eps: float,
-    settings: tuple[int, bool, float, float, float],
-) -> list[Any]:
-    assert norm.shape == x.shape[-1:], "the norm has one weight per column"
-    rows = [router] if shared_gate is None else [router, shared_gate[None]]
-    normed = (*native._rows(x.flatten(0, -2)), norm.float().contiguous(), eps, scales)
-    return native_router._problem(h, torch.cat(rows).float(), bias.float(), *settings, norm=normed)
-
-
-def _outputs(
-    x: Tensor,
-    router: Tensor,
-    shared_gate: Tensor | None,
-    down: Tensor,
-    shared_down: Tensor | None,
-    dtype: torch.dtype,
-    top_k: int,
-    z_loss: float,
-    keep: bool,
-) -> _Outputs:
-    """y, loss, counts, stats; normed tokens, their scales, index, weight, gate, scores, lse, hidden, shared_hidden."""
-    N, D, E = x.numel() // x.shape[-1], x.shape[-1], len(router)
-    rows = N * top_k if keep else 0
-    shared_rows, G = (0, 0) if shared_down is None else (N if keep else 0, shared_down.shape[1])
-    gates, lses = 0 if shared_gate is None else N, N if z_loss else 0
-    kept = native._kept_dtype(dtype)
-
-    def floats(*shape: int) -> Tensor:
-        return x.new_empty(shape, dtype=torch.float32)
-
-    h, index = x.new_empty(N, D, dtype=dtype), x.new_empty(N, top_k, dtype=torch.int64)
-    hidden, shared_hidden = (
-        x.new_empty(n, 2 * width, dtype=kept) for n, width in ((rows, down.shape[2]), (shared_rows, G))
-    )
-    weight, gate, scores, lse = floats(N, top_k), floats(gates), floats(N, E), floats(lses)
-    y, loss, counts, stats = x.new_empty(x.shape), floats(), floats(E), floats(4)
-    return y, loss, counts, stats, h, floats(N), index, weight, gate, scores, lse, hidden, shared_hidden
+def _outputs(x: Tensor, router: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss, counts, stats = (x.new_empty(shape, dtype=torch.float32) for shape in ((), (len(router),), (4,)))
+    return x.new_empty(x.shape), loss, counts, stats
 
 
 @moe_layer.register_fake
@@ -166,7 +112,9 @@ def _(  # type: ignore[no-untyped-def]
     x, norm, router, gate, bias, gate_up, down, shared_gate_up, shared_down,
     eps, dtype, top_k, softmax, scale, aux_loss, z_loss, keep,
 ):  # fmt: skip
-    return _outputs(x, router, gate, down, shared_down, dtype, top_k, z_loss, keep)
+    weights = Weights(norm, router, gate, bias, gate_up, down, shared_gate_up, shared_down)
+    settings = Settings(eps, dtype, top_k, softmax, scale, aux_loss, z_loss)
+    return *_outputs(x, router), _kept(x, weights, settings, keep).new(x)
 
 
 @native_operator("moe_layer_backward")
@@ -177,13 +125,12 @@ def moe_layer_backward(
     norm: Tensor,
     router: Tensor,
     shared_gate: Tensor | None,
-    bias: Tensor,
     gate_up: Tensor,
     down: Tensor,
     shared_gate_up: Tensor | None,
     shared_down: Tensor | None,
     counts: Tensor,
-    kept: list[Tensor],
+    kept: Tensor,
     eps: float,
     dtype: torch.dtype,
     top_k: int,
@@ -193,80 +140,93 @@ def moe_layer_backward(
     z_loss: float,
     learn: bool,
 ) -> list[Tensor]:
-    """Gradients of x (in its dtype), norm, router and shared gate, gate_up, down and the shared expert's two (all fp32).
+    """Gradients of x and of the seven weights in their order, in their dtypes, empty for a weight that is not there.
 
-    Those of the experts' own weights are empty unless `learn`, as are those of weights that are not there.
+    Without `dy` there is only the auxiliary loss, and the experts have no gradient; nor have they unless `learn`.
     """
-    h, scales, index, weight, gate, scores, lse, hidden, shared_hidden = kept
-    shared_weight = gate if shared_gate is not None else None
-    dstream = (torch.zeros_like(x) if dy is None else dy).flatten(0, -2)
-    dnormed, dweight, dgate, *dweights = native.mix_experts_backward(
-        dstream,
-        h,
-        gate_up,
-        down,
-        index,
-        weight,
-        shared_gate_up,
-        shared_down,
-        shared_weight,
-        hidden,
-        shared_hidden,
-        dtype,
-        learn,
-    )
-    settings = (top_k, softmax, scale, aux_loss, z_loss)
-    args = _router_problem(x, norm, router, shared_gate, bias, h, scales, eps, settings)
-    dx, dnorm, drouter = _router_gradients(x, norm, router, shared_gate)
-    upstream, _, stride = native._rows(dstream)
+    weights = Weights(norm, router, shared_gate, None, gate_up, down, shared_gate_up, shared_down)
+    settings = Settings(eps, dtype, top_k, softmax, scale, aux_loss, z_loss)
+    dx, *grads = _gradients(x, weights, learn and dy is not None, torch.float32)
     LIBRARY.call(
-        "router_backward", *args, index, weight, gate, counts, scores, lse, dweight,
-        dgate if shared_gate is not None else None, dloss, None, drouter, dnormed, upstream, stride, dx, dnorm,
+        "moe_layer_backward", *_problem(x, weights, settings), *_kept(x, weights, settings, True).addresses(kept),
+        None if dy is None else dy.contiguous(), dloss, counts, dx, *(d if d.numel() else None for d in grads),
     )  # fmt: skip
-    return [dx, dnorm, drouter, *dweights]
+    return [
+        dx,
+        *(grad.to(t.dtype) if t is not None else grad for grad, t in zip(grads, _learned(weights), strict=True)),
+    ]
 
 
-def _router_gradients(x: Tensor, norm: Tensor, router: Tensor, shared_gate: Tensor | None) -> list[Tensor]:
-    columns = len(router) + (shared_gate is not None)
-    small = [t.new_empty(shape, dtype=torch.float32) for t, shape in ((norm, norm.shape), (x, (columns, x.shape[-1])))]
-    return [x.new_empty(x.shape), *small]
+def _learned(weights: Weights) -> tuple[Tensor | None, ...]:
+    return *weights[:3], *weights[4:]
+
+
+def _gradients(x: Tensor, weights: Weights, learn: bool, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """In each weight's dtype, or all in one; empty for what has no gradient."""
+    wanted = [*weights[:3], *(weights[4:] if learn else (None,) * 4)]
+    grads = [x.new_empty(0) if t is None else t.new_empty(t.shape, dtype=dtype) for t in wanted]
+    return [x.new_empty(x.shape), *grads]
 
 
 @moe_layer_backward.register_fake
 def _(  # type: ignore[no-untyped-def]
-    dy, dloss, x, norm, router, gate, bias, gate_up, down, shared_gate_up, shared_down, counts, kept,
+    dy, dloss, x, norm, router, gate, gate_up, down, shared_gate_up, shared_down, counts, kept,
     eps, dtype, top_k, softmax, scale, aux_loss, z_loss, learn,
 ):  # fmt: skip
-    every = native._gradients(x, gate_up, down, norm, shared_gate_up, shared_down, None, learn)
-    return [*_router_gradients(x, norm, router, gate), *every[3:]]
+    weights = Weights(norm, router, gate, None, gate_up, down, shared_gate_up, shared_down)
+    return _gradients(x, weights, learn and dy is not None)
+
+
+def _problem(x: Tensor, weights: Weights, settings: Settings) -> tuple[Any, ...]:
+    """What both entry points begin with."""
+    norm, router, shared_gate, bias, gate_up, down, shared_gate_up, shared_down = weights
+    (E, D), G = router.shape, 0 if shared_down is None else shared_down.shape[1]
+    assert norm.shape == x.shape[-1:] == (D,), "the norm has one weight per column"
+    assert 0 < settings.top_k <= E, "no more experts can be chosen than there are"
+    experts = (gate_up, down, shared_gate_up, shared_down)
+    assert len({t.dtype for t in experts if t is not None}) == 1, "the experts' weights are in one dtype"
+    sizes = (x.numel() // D, D, down.shape[2], G, E, settings.top_k)
+    return (
+        *(x.contiguous(), x.dtype == torch.bfloat16),
+        *(None if t is None else t.float().contiguous() for t in (norm, router, shared_gate, bias)),
+        *(None if t is None else t.contiguous() for t in experts),
+        *(gate_up.dtype == torch.bfloat16, *sizes, settings.dtype == torch.bfloat16),
+        *(native._kept_dtype(settings.dtype) == torch.bfloat16, settings.softmax),
+        *(settings.eps, settings.scale, settings.aux_loss, settings.z_loss),
+    )
+
+
+def _kept(x: Tensor, weights: Weights, settings: Settings, keep: bool) -> Parts:
+    """The parts from `h` to `shared_hidden` of layer.h."""
+    (E, D), k = weights.router_ED.shape, settings.top_k
+    N, F = x.numel() // D, weights.down_EDF.shape[2]
+    G = 0 if weights.shared_down_DG is None else weights.shared_down_DG.shape[1]
+    hidden = 2 * native._kept_dtype(settings.dtype).itemsize if keep else 0
+    gate, lse = 0 if weights.shared_gate_D is None else 4 * N, 4 * N if settings.z_loss else 0
+    h, index, weight, scores = settings.dtype.itemsize * N * D, 8 * N * k, 4 * N * k, 4 * N * E
+    return Parts((h, 4 * N, index, weight, gate, scores, lse, hidden * N * k * F, hidden * N * G))
 
 
 _TENSORS = len(Weights._fields) + 1
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: _Outputs) -> None:
-    *tensors, counts = *inputs[:_TENSORS], output[2]
-    tensors[4] = tensors[4].clone()  # the bias, which the balance may move before the backward pass
-    *ctx.settings, _ = inputs[_TENSORS:]
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, norm, router, shared_gate, _bias, *experts = inputs[:_TENSORS]
+    *ctx.settings, _keep = inputs[_TENSORS:]
+    _y, _loss, counts, stats, kept = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.save_for_backward(*tensors, counts, *output[4:])
+    ctx.mark_non_differentiable(counts, stats, kept)
+    ctx.save_for_backward(x, norm, router, shared_gate, *experts, counts, kept)
 
 
 def _backward(ctx: Any, dy: Tensor | None, dloss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
     if dy is None and dloss is None:
         return wanted([], needs)
-    saved = ctx.saved_tensors  # to be read once: with recomputed activations it is a function
-    (*tensors, counts), kept = saved[: _TENSORS + 1], list(saved[_TENSORS + 1 :])
-    learn = dy is not None and any(needs[5:_TENSORS])
-    dx, dnorm, dcolumns, *dexperts = moe_layer_backward(dy, dloss, *tensors, counts, kept, *ctx.settings, learn)
-    drouter, dgate = dcolumns[: len(tensors[2])].clone(), dcolumns[-1].clone()  # gradients that share no memory
-    of_experts = [None] * 4 if dy is None else dexperts
-    grads = (dx, dnorm, drouter, dgate, None, *of_experts)
-    return wanted(
-        [None if g is None or t is None else g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)], needs
-    )
+    learn = any(needs[_TENSORS - 4 : _TENSORS])
+    grads = moe_layer_backward(dy, dloss, *ctx.saved_tensors, *ctx.settings, learn)
+    dx, dnorm, drouter, dgate, *dexperts = (grad if grad.numel() else None for grad in grads)
+    return wanted([dx, dnorm, drouter, dgate, None, *dexperts], needs)
 
 
 moe_layer.register_autograd(_backward, setup_context=_setup)

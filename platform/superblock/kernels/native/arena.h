@@ -1,6 +1,8 @@
 // Memory of one allocation handed out in parts that begin at cache lines.
 #pragma once
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 
 struct Arena {
   char* next;
@@ -14,5 +16,19 @@ struct Arena {
   template <class T>
   static int64_t bytes(int64_t count) {
     return (count * (int64_t)sizeof(T) + 63) / 64 * 64;
+  }
+};
+
+// Memory for the length of a call, in parts: a structure names them in a constructor, which first only counts.
+template <class Parts, class Layer>
+struct Temporary {
+  Arena count{};
+  std::unique_ptr<char, decltype(&free)> memory;
+  Parts parts;
+  explicit Temporary(const Layer& layer)
+      : memory((Parts(layer, count), (char*)aligned_alloc(64, (int64_t)count.next)), &free), parts(start(layer)) {}
+  Parts start(const Layer& layer) {
+    Arena arena{memory.get()};
+    return Parts(layer, arena);
   }
 };

@@ -9,6 +9,22 @@ constexpr int PADDING = TILES ? BLOCK : ROWS;  // rows are multiplied in multipl
 
 INLINE int64_t pad(int64_t rows) { return (rows + PADDING - 1) / PADDING * PADDING; }
 
+template <class T, class S>
+static void gather_from(const S* data, int64_t stride, const int32_t* which, int64_t rows, int64_t D, T* to) {
+  for (int64_t i = 0; i < rows; i++) {
+    const S* row = data + (which ? which[i] : i) * stride;
+    for (int64_t d = 0; d < D; d += W) store(to + i * D + d, load(row + d));
+  }
+}
+
+// Rows of a matrix as the left operand; those from `rows` to the padded count are zero.
+template <class T>
+static void gather(const Matrix& from, const int32_t* which, int64_t rows, int64_t D, T* to) {
+  if (from.half) gather_from(from.halves(), from.stride, which, rows, D, to);
+  else gather_from(from.floats(), from.stride, which, rows, D, to);
+  memset(to + rows * D, 0, (pad(rows) - rows) * D * sizeof(T));
+}
+
 INLINE V multiply_add(V sum, const float* left, V right) { return sum + splat(*left) * right; }
 #if defined(__AVX512BF16__)
 INLINE V multiply_add(V sum, const bf16* left, V right) {

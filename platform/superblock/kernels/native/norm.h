@@ -25,10 +25,11 @@ struct None {};  // in place of the gate's element type
 
 // Rows are handled in blocks, whose number depends on the shape alone: the weight's gradient is summed per block, then
 // block by block, so that it has the same bits whatever the number of threads.
+constexpr int64_t MOST_BLOCKS = 64;
 struct Blocks {
   int64_t rows, each, count;
   explicit Blocks(const Shape& s)
-      : rows(s.M * s.G), each(std::max<int64_t>(32, (rows + 63) / 64)), count((rows + each - 1) / each) {}
+      : rows(s.M * s.G), each(std::max<int64_t>(32, (rows + MOST_BLOCKS - 1) / MOST_BLOCKS)), count((rows + each - 1) / each) {}
   template <class F>
   void rows_of(int64_t block, int64_t G, F f) const {  // f(row, m, g) for each; one division per block
     int64_t row = block * each, end = std::min(rows, row + each), m = row / G, g = row % G;

@@ -3,7 +3,6 @@
 //
 // Legend: N tokens, W [M, K] the projection's weight, of which every width is a multiple of 32.
 #pragma once
-#include <omp.h>
 #include "arena.h"
 #include "block_products.h"
 

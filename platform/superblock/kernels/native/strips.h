@@ -27,6 +27,12 @@ struct Matrix {
     if (half) store((bf16*)data + at, x);
     else store((float*)data + at, x);
   }
+  // Brings `count` elements that are about to be written, or read, into the first cache.
+  void ask(int64_t row, int64_t column, int64_t count) const {
+    int64_t size = half ? sizeof(bf16) : sizeof(float);
+    const char* begin = (const char*)data + (row * stride + column) * size;
+    for (int64_t at = 0; at < count * size; at += 64) __builtin_prefetch(begin + at, 1);
+  }
   const bf16* halves() const { return (const bf16*)data; }
   const float* floats() const { return (const float*)data; }
   Matrix from(int64_t row) const {
