@@ -84,7 +84,9 @@ def test_extreme_rows(V: int) -> None:
 
 
 @pytest.mark.usefixtures("_level")
-@pytest.mark.parametrize("N,D,V,chunk", [(40, 16, 61, 7), (64, 32, 128, 64), (1, 8, 33, 5)])
+@pytest.mark.parametrize(
+    "N,D,V,chunk", [(40, 16, 61, 7), (64, 32, 128, 64), (1, 8, 33, 5), (13, 32, 32, 5), (150, 64, 96, 70)]
+)
 @pytest.mark.parametrize("half", [False, True])
 def test_whole_loss_against_full_logits(N: int, D: int, V: int, chunk: int, half: bool) -> None:
     generator = torch.Generator().manual_seed(N)
@@ -100,6 +102,8 @@ def test_whole_loss_against_full_logits(N: int, D: int, V: int, chunk: int, half
     torch.testing.assert_close(loss.double(), want, rtol=5e-3 if half else 1e-6, atol=0)
     torch.testing.assert_close(nll, want_nll, rtol=2e-6, atol=2e-6)
     assert torch.equal(rank, want_rank)
+    in_one = native.fits_linear(h, w)
+    assert in_one == (V % 32 == D % 32 == 0)
     for ours, theirs in zip(torch.autograd.grad(loss / 7, (h, w)), torch.autograd.grad(want / 7, exact), strict=True):
         assert ours.dtype == torch.float32
         assert (ours - theirs).norm() < (2e-2 if half else 1e-6) * theirs.norm()
@@ -109,6 +113,8 @@ def test_wrong_labels_are_refused() -> None:
     for label in (-1, -101, 64):
         with pytest.raises(IndexError, match=f"label {label} is not one of 64"):
             native.native_row_losses(torch.zeros(2, 64), torch.tensor([3, label]), 0.0, True)
+        with pytest.raises(IndexError, match=f"label {label} is not one of 64"):
+            linear_cross_entropy(torch.zeros(2, 32), torch.zeros(64, 32), torch.tensor([3, label]), chunk=8)
 
 
 def test_every_thread_count_gives_the_same_bits() -> None:
@@ -116,7 +122,10 @@ def test_every_thread_count_gives_the_same_bits() -> None:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         logits, labels = rows(100, 200)
-        found.append((native.native_row_losses(logits, labels, 1e-3, True), logits))
+        linear = native.linear_losses(
+            logits[:, :64], logits[:96, :64], labels % 96, torch.bfloat16, 32, 0.0, True, True
+        )
+        found.append((native.native_row_losses(logits, labels, 1e-3, True), logits, *linear))
     torch.set_num_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -126,3 +135,23 @@ def test_operators_describe_themselves(dtype: torch.dtype) -> None:
     logits, labels = rows(5, 21)
     torch.library.opcheck(native.native_row_losses.registered, (logits.to(dtype), labels, 1e-3, True))
     torch.library.opcheck(native.native_row_scores.registered, (logits.to(dtype), labels))
+    h, w, labels = torch.randn(40, 32).to(dtype), torch.randn(64, 32), torch.arange(40)
+    for wanted in ((True, True), (False, True), (False, False)):
+        torch.library.opcheck(native.linear_losses.registered, (h, w, labels, torch.bfloat16, 32, 1e-3, *wanted))
+
+
+@pytest.mark.usefixtures("_level")
+def test_any_strides_and_what_is_wanted() -> None:
+    h, w, labels = torch.randn(70, 64), torch.randn(96, 64), torch.randint(96, (70,))
+    every = native.linear_losses(h, w, labels, torch.float32, 32, 1e-3, True, True)
+    wide = torch.cat([h, h], dim=1)[:, :64]
+    found = native.linear_losses(wide, w.t().contiguous().t(), labels, torch.float32, 64, 1e-3, True, True)
+    for a, b in zip(every, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    for dh, dw in ((True, False), (False, True), (False, False)):
+        loss, dh_ND, dw_VD = native.linear_losses(h, w, labels, torch.float32, 32, 1e-3, dh, dw)
+        assert torch.equal(loss, every[0])
+        assert torch.equal(dh_ND, every[1]) if dh else not len(dh_ND)
+        assert torch.equal(dw_VD, every[2]) if dw else not len(dw_VD)
+    nothing = native.linear_losses(h[:0], w, labels[:0], torch.float32, 32, 1e-3, True, True)
+    assert nothing[1].shape == (0, 64) and not nothing[2].any()

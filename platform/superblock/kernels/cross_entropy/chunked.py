@@ -24,24 +24,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, h_ND: Tensor, w_VD: Tensor, labels_N: Tensor, chunk: int, z_loss: float, with_grad: bool
     ) -> Tensor:
-        dtype = compute_dtype(h_ND)
-        h, w = h_ND.to(dtype), w_VD.to(dtype)
-        row_losses = native.native_row_losses if native.fits(dtype, h.device) else torch_row_losses
-        wants_dh, wants_dw = with_grad and ctx.needs_input_grad[0], with_grad and ctx.needs_input_grad[1]
-        loss_N = torch.empty(len(h), dtype=accumulation_dtype(h), device=h.device)
-        dh = torch.empty_like(h) if wants_dh else None
-        dw: Tensor | None = None
-        for rows, logits_CV in _logits(h, w, chunk):
-            loss_N[rows] = row_losses(logits_CV, labels_N[rows], z_loss, wants_dh or wants_dw)
-            if dh is not None:
-                torch.mm(logits_CV, w, out=dh[rows])
-            if wants_dw:
-                part_VD = torch.mm(logits_CV.t(), h[rows])
-                dw = part_VD.to(loss_N.dtype) if dw is None else dw.add_(part_VD)
-        if wants_dw and dw is None:
-            dw = torch.zeros_like(w, dtype=loss_N.dtype)
-        ctx.save_for_backward(dh, dw)
+        wants = with_grad and ctx.needs_input_grad[0], with_grad and ctx.needs_input_grad[1]
         ctx.dtypes = h_ND.dtype, w_VD.dtype
+        form = _in_one if native.fits_linear(h_ND, w_VD) else _by_chunks
+        loss_N, dh, dw = form(h_ND, w_VD, labels_N, chunk, z_loss, *wants)
+        ctx.save_for_backward(dh, dw)
         return loss_N.sum()
 
     @staticmethod
@@ -52,6 +39,39 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return dh, dw, None, None, None, None
+
+
+_Losses = tuple[Tensor, Tensor | None, Tensor | None]
+"""Each token's loss, and the gradients of their sum that are wanted."""
+
+
+def _in_one(
+    h_ND: Tensor, w_VD: Tensor, labels_N: Tensor, chunk: int, z_loss: float, wants_dh: bool, wants_dw: bool
+) -> _Losses:
+    dtype = compute_dtype(h_ND)
+    loss_N, dh, dw = native.linear_losses(h_ND, w_VD, labels_N, dtype, chunk, z_loss, wants_dh, wants_dw)
+    return loss_N, dh if wants_dh else None, dw if wants_dw else None
+
+
+def _by_chunks(
+    h_ND: Tensor, w_VD: Tensor, labels_N: Tensor, chunk: int, z_loss: float, wants_dh: bool, wants_dw: bool
+) -> _Losses:
+    dtype = compute_dtype(h_ND)
+    h, w = h_ND.to(dtype), w_VD.to(dtype)
+    row_losses = native.native_row_losses if native.fits(dtype, h.device) else torch_row_losses
+    loss_N = torch.empty(len(h), dtype=accumulation_dtype(h), device=h.device)
+    dh = torch.empty_like(h) if wants_dh else None
+    dw: Tensor | None = None
+    for rows, logits_CV in _logits(h, w, chunk):
+        loss_N[rows] = row_losses(logits_CV, labels_N[rows], z_loss, wants_dh or wants_dw)
+        if dh is not None:
+            torch.mm(logits_CV, w, out=dh[rows])
+        if wants_dw:
+            part_VD = torch.mm(logits_CV.t(), h[rows])
+            dw = part_VD.to(loss_N.dtype) if dw is None else dw.add_(part_VD)
+    if wants_dw and dw is None:
+        dw = torch.zeros_like(w, dtype=loss_N.dtype)
+    return loss_N, dh, dw
 
 
 def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

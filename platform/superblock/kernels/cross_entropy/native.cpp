@@ -1,113 +1,5 @@
-// What lies between the matrix products of a cross-entropy, one pass over each row of logits while it is in the cache.
-// Legend: C rows, V logits of a row, contiguous. A label is -100 (the row is not scored) or one of 0 .. V - 1.
-#include <type_traits>
-
-#include "simd.h"
-
-static constexpr int64_t IGNORE = -100;
-
-struct Softmax {
-  float top, total;  // the largest logit, and the sum of e^(logit - top)
-  float lse() const { return top + std::log(total); }
-};
-
-// e^x for x <= 0, 0 below -87: `vexp` without what it does for other numbers.
-INLINE V power_of(V x) {
-#if defined(__AVX512F__)
-  x = vmax(x, splat(-150.0f));
-  V n = (V)_mm512_roundscale_ps((__m512)(x * 1.44269504088896341f), 0);
-  V r = x - n * 0.693359375f;
-  r += n * 2.12194440e-4f;
-  V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  return (V)_mm512_scalef_ps((__m512)p, (__m512)n);  // subnormal results are flushed
-#else
-  return vexp(x);
-#endif
-}
-
-// A row that holds NaN or +inf, or nothing above -inf, has no softmax: everything that is computed from it is NaN.
-// The powers e^(logit - top) go to `powers` unless that is null.
-template <class T>
-static Softmax softmax(const T* row, float* powers, int64_t columns) {
-  V top = splat(-INFINITY);
-  VI nan{};
-  for_columns(columns, [&](int64_t v, auto n) {
-    V x = read(row + v, n);
-    if constexpr (std::is_same<decltype(n), int64_t>::value) x = select(lanes() < (float)n, x, splat(-INFINITY));
-    top = vmax(x, top);
-    nan |= x != x;
-  });
-  Softmax s{max_of(top), 0};
-  bool broken = !std::isfinite(s.top);
-  for (int i = 0; i < W; i++) broken |= nan[i] != 0;
-  if (broken) return {NAN, NAN};
-  V total{};
-  for_columns(columns, [&](int64_t v, auto n) {
-    V power = power_of(read(row + v, n) - s.top);
-    if constexpr (std::is_same<decltype(n), int64_t>::value) power = select(lanes() < (float)n, power, V{});
-    total += power;
-    if (powers) write(powers + v, power, n);
-  });
-  s.total = sum(total);
-  return s;
-}
-
-// loss = -log p(label) + z_loss * lse^2 of each row, 0 where it is not scored; with `gradient`, the logits are replaced
-// by the gradient of their row's loss.
-template <class T>
-static void losses(T* logits, const int64_t* labels, float z_loss, bool gradient, float* loss, int64_t C,
-                   int64_t columns, int64_t threads) {
-#pragma omp parallel num_threads(threads)
-  {
-    FlushSubnormals flush;
-    float* powers = gradient ? scratch<float>(columns) : nullptr;
-#pragma omp for schedule(static)
-    for (int64_t c = 0; c < C; c++) {
-      T* row = logits + c * columns;
-      const int64_t label = labels[c];
-      if (label == IGNORE) {
-        loss[c] = 0;
-        if (gradient) memset(row, 0, columns * sizeof(T));
-        continue;
-      }
-      const Softmax s = softmax(row, powers, columns);
-      const float lse = s.lse();
-      loss[c] = lse - to_float(row[label]) + z_loss * lse * lse;
-      if (!gradient) continue;
-      const float slope = 1 + 2 * z_loss * lse, factor = slope / s.total;
-      for_columns(columns, [&](int64_t v, auto n) { write(row + v, read(powers + v, n) * factor, n); });
-      put(row + label, powers[label] * factor - 1);
-    }
-  }
-}
-
-// nll = -log p(label) of each row, 0 where it is not scored; rank = how many logits are above the label's, -1 there.
-template <class T>
-static void scores(const T* logits, const int64_t* labels, float* nll, int64_t* rank, int64_t C, int64_t columns,
-                   int64_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t c = 0; c < C; c++) {
-    const T* row = logits + c * columns;
-    nll[c] = 0;
-    rank[c] = -1;
-    if (labels[c] == IGNORE) continue;
-    const float mine = to_float(row[labels[c]]);
-    nll[c] = softmax(row, nullptr, columns).lse() - mine;
-    VI above{};
-    for_columns(columns, [&](int64_t v, auto n) {
-      VI higher = read(row + v, n) > mine;
-      if constexpr (std::is_same<decltype(n), int64_t>::value) higher &= lanes() < (float)n;
-      above -= higher;  // true is -1
-    });
-    rank[c] = 0;
-    for (int i = 0; i < W; i++) rank[c] += above[i];
-  }
-}
+// The cross-entropy of a projection, and what lies between its products: what Python calls.
+#include "linear.h"
 
 ENTRY void row_losses(void* logits, int64_t half, const int64_t* labels, double z_loss, int64_t gradient, float* loss,
                       int64_t C, int64_t columns, int64_t threads) {
@@ -119,4 +11,14 @@ ENTRY void row_scores(const void* logits, int64_t half, const int64_t* labels, f
                       int64_t columns, int64_t threads) {
   if (half) scores((const bf16*)logits, labels, nll, rank, C, columns, threads);
   else scores((const float*)logits, labels, nll, rank, C, columns, threads);
+}
+
+// `h_half`, `weight_half`, `dh_half`: stored in bf16, else fp32. `half`: products take bf16 where the level multiplies it.
+ENTRY void linear_cross_entropy(void* h, int64_t h_half, void* weight, int64_t weight_half, const int64_t* labels,
+                                double z_loss, int64_t half, int64_t chunk, float* loss, void* dh, int64_t dh_half,
+                                float* dweight, int64_t N, int64_t D, int64_t columns, int64_t threads) {
+  Linear l{{h, D, h_half != 0}, {weight, D, weight_half != 0}, labels, (float)z_loss, N, D, columns};
+  with_operand(half, [&](auto operand) {
+    linear_losses<decltype(operand)>(l, chunk, loss, {dh, D, dh_half != 0}, dweight, threads);
+  });
 }

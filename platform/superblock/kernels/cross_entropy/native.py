@@ -1,4 +1,7 @@
-"""The C++ form of what lies between the products of a cross-entropy. Legend: C rows, V vocabulary."""
+"""The C++ forms of a cross-entropy: with its products, or of what lies between them.
+
+Legend: N tokens, D model width, C rows of logits, V vocabulary.
+"""
 
 from pathlib import Path
 
@@ -8,11 +11,18 @@ from torch import Tensor
 from superblock.kernels.cross_entropy.reference import IGNORE
 from superblock.kernels.cross_entropy.rows import torch_row_losses, torch_row_scores
 from superblock.kernels.native import NativeLibrary, native_operator
+from superblock.kernels.native.operator import plain
+from superblock.kernels.precision import compute_dtype
+from superblock.kernels.projections import unfit_width
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_ROWS = 32
+"""Rows of logits come in blocks of so many."""
 
 
 def fits(logits_dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the C++ form serves logits of this dtype; builds it at the first call."""
-    return device.type == "cpu" and logits_dtype in (torch.float32, torch.bfloat16) and LIBRARY.why_not() is None
+    return device.type == "cpu" and logits_dtype in _DTYPES and LIBRARY.why_not() is None
 
 
 @native_operator("row_losses", mutates=("logits_CV",))
@@ -49,11 +59,54 @@ def _(logits_CV: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor]:
     return logits_CV.new_empty(C, dtype=torch.float32), logits_CV.new_empty(C, dtype=torch.int64)
 
 
+def fits_linear(h_ND: Tensor, w_VD: Tensor) -> bool:
+    """Whether the C++ form with products serves these; builds it at the first call."""
+    return (
+        plain(h_ND, w_VD)
+        and all(t.dtype in _DTYPES for t in (h_ND, w_VD))
+        and unfit_width(w_VD) is None
+        and fits(compute_dtype(h_ND), h_ND.device)
+    )
+
+
+@native_operator("linear_cross_entropy")
+def linear_losses(
+    h_ND: Tensor, w_VD: Tensor, labels_N: Tensor, dtype: torch.dtype, chunk: int, z_loss: float, dh: bool, dw: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each token's loss, fp32, and the gradients of their sum: of `h` in its dtype and of `w` in fp32, empty unless wanted.
+
+    Products take `dtype`. Raises IndexError as `native_row_losses` does.
+    """
+    labels_N = _known(labels_N, len(h_ND), len(w_VD))
+    loss_N, dh_ND, dw_VD = _linear_outputs(h_ND, w_VD, dh, dw)
+    LIBRARY.call(
+        "linear_cross_entropy", h_ND.contiguous(), h_ND.dtype == torch.bfloat16, w_VD.contiguous(),
+        w_VD.dtype == torch.bfloat16, labels_N, z_loss, dtype == torch.bfloat16, max(_ROWS, chunk // _ROWS * _ROWS),
+        loss_N, dh_ND if dh else None, dh_ND.dtype == torch.bfloat16, dw_VD if dw else None, *h_ND.shape, len(w_VD),
+    )  # fmt: skip
+    return loss_N, dh_ND, dw_VD
+
+
+def _linear_outputs(h_ND: Tensor, w_VD: Tensor, dh: bool, dw: bool) -> tuple[Tensor, Tensor, Tensor]:
+    loss_N = h_ND.new_empty(len(h_ND), dtype=torch.float32)
+    return loss_N, h_ND.new_empty(h_ND.shape if dh else 0), w_VD.new_empty(w_VD.shape if dw else 0, dtype=torch.float32)
+
+
+@linear_losses.register_fake
+def _(h_ND, w_VD, labels_N, dtype, chunk, z_loss, dh, dw):  # type: ignore[no-untyped-def]
+    return _linear_outputs(h_ND, w_VD, dh, dw)
+
+
 def _checked(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     """The labels as the source reads them."""
-    C, V = logits_CV.shape
     assert logits_CV.is_contiguous(), "the logits are one product's result, contiguous"
-    assert logits_CV.dtype in (torch.float32, torch.bfloat16), f"the C++ form has no {logits_CV.dtype}"
+    assert logits_CV.dtype in _DTYPES, f"the C++ form has no {logits_CV.dtype}"
+    C, V = logits_CV.shape
+    return _known(labels_C, C, V)
+
+
+def _known(labels_C: Tensor, C: int, V: int) -> Tensor:
+    """The labels, each `IGNORE` or below V, as the source reads them."""
     assert labels_C.shape == (C,), f"{tuple(labels_C.shape)} labels for {C} rows"
     if C and ((wrong := (labels_C != IGNORE) & ((labels_C < 0) | (labels_C >= V))).any()):
         raise IndexError(f"label {int(labels_C[wrong][0])} is not one of {V} tokens")
@@ -71,6 +124,15 @@ def _check() -> None:
     scores, exact = native_row_scores(logits_CV, labels_C), torch_row_scores(logits_CV, labels_C)
     torch.testing.assert_close(scores[0], exact[0], rtol=1e-5, atol=1e-5)
     assert torch.equal(scores[1], exact[1])
+    h_ND, w_VD = torch.randn(7, 32, generator=generator), torch.randn(96, 32, generator=generator)
+    logits_NV = h_ND @ w_VD.t()
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        loss_N, dh_ND, dw_VD = linear_losses(h_ND, w_VD, labels_C, dtype, 64, 1e-2, True, True)
+        slopes_NV = logits_NV.clone()
+        exact_N = torch_row_losses(slopes_NV, labels_C, 1e-2, True)
+        wanted = exact_N, slopes_NV @ w_VD, slopes_NV.t() @ h_ND
+        for a, b in zip((loss_N, dh_ND, dw_VD), wanted, strict=True):
+            assert float((a - b).norm() / b.norm()) < bound
 
 
 LIBRARY = NativeLibrary(Path(__file__).with_name("native.cpp"), check=_check)

@@ -76,12 +76,3 @@ static void enter_backward(const Ends& e, const Matrix& dstream, const Matrix& d
                                          threads);
   });
 }
-
-// f with what the level multiplies for rows of this kind: pairs of bf16 where it can, floats elsewhere.
-template <class F>
-static void with_operand(bool half, F f) {
-#if defined(__AVX512BF16__)
-  if (half) return f((bf16)0);
-#endif
-  f(0.0f);
-}

@@ -70,10 +70,10 @@ static void project(const Matrix& x, int64_t N, int64_t K, const Right& right, i
 
 constexpr int64_t SUMMED = 2048;  // tokens whose operands are packed at a time
 
-// dW [M, K] = dY [N, M]^T X [N, K], fp32.
+// dW [M, K] = dY [N, M]^T X [N, K], fp32, or added to what is there.
 template <class T>
 static void weight_gradient(const Matrix& dy, const Matrix& x, int64_t N, int64_t M, int64_t K, float* dw,
-                            int64_t threads) {
+                            int64_t threads, bool add = false) {
   int64_t height = std::min(SUMMED, (N + BLOCK - 1) / BLOCK * BLOCK);
   T* right = common_scratch<T>(height * K);
   auto pack = [&](const Matrix& from, int64_t rows, int64_t columns, T* strips) {
@@ -82,7 +82,7 @@ static void weight_gradient(const Matrix& dy, const Matrix& x, int64_t N, int64_
       pack_rows(from.from(i), nullptr, count, BLOCK, columns, strips + i * STRIP, height);
     }
   };
-  if (!N) memset(dw, 0, M * K * sizeof(float));
+  if (!N && !add) memset(dw, 0, M * K * sizeof(float));
 #pragma omp parallel num_threads(threads)
   {
     FlushSubnormals flush;
@@ -99,9 +99,18 @@ static void weight_gradient(const Matrix& dy, const Matrix& x, int64_t N, int64_
         pack(columns.from(n), rows, BLOCK, left);
         turn(left, 2, height, padded);
         for (int64_t k = 0; k < K; k += BLOCK)
-          gradient(left, left + STRIP * height, right + k * height, right + (k + STRIP) * height, padded, n > 0,
+          gradient(left, left + STRIP * height, right + k * height, right + (k + STRIP) * height, padded, add || n > 0,
                    dw + m * K + k, dw + (m + STRIP) * K + k, K);
       }
     }
   }
+}
+
+// f with what the level multiplies for rows of this kind: pairs of bf16 where it can, floats elsewhere.
+template <class F>
+static void with_operand(bool half, F f) {
+#if defined(__AVX512BF16__)
+  if (half) return f((bf16)0);
+#endif
+  f(0.0f);
 }
