@@ -84,14 +84,14 @@ class NativeLibrary:
     def call(self, name: str, *arguments: Argument) -> None:
         """Calls an entry point; tensors go as their address, None as a null pointer. The GIL is free meanwhile.
 
-        The caller has checked dtype, shape and strides of every tensor, and passes a float where the source has a double:
+        The caller has checked device, dtype, shape and strides of every tensor, and passes a float where the source has a double:
         what each argument is, the first call decides.
         """
         assert self._handle is not None, f"{self.source.name} is not loaded: {self._reason}"
         function = getattr(self._handle, name)
         if function.argtypes is None:  # ctypes then converts by itself, which is quick
             function.argtypes = [*map(_c_type, arguments), ctypes.c_int64]
-        function(*map(_address, arguments), torch.get_num_threads())
+        function(*[x.data_ptr() if isinstance(x, Tensor) else x for x in arguments], torch.get_num_threads())
 
 
 @contextmanager
@@ -111,10 +111,3 @@ def _c_type(argument: Argument) -> type[ctypes.c_void_p | ctypes.c_int64 | ctype
     if argument is None or isinstance(argument, Tensor):
         return ctypes.c_void_p
     return ctypes.c_double if isinstance(argument, float) else ctypes.c_int64
-
-
-def _address(argument: Argument) -> int | float | None:
-    if not isinstance(argument, Tensor):
-        return argument
-    assert argument.is_cpu, "a C++ kernel reads the memory of the processor"
-    return argument.data_ptr()

@@ -101,6 +101,9 @@ def _watched() -> bool:
 def plain(*arguments: Any) -> bool:
     """Whether every tensor is memory that a kernel can read, not a stand-in (fake, meta, distributed)."""
     for argument in arguments:
-        if isinstance(argument, Tensor) and not (argument.is_cpu and type(argument) in _PLAIN):
+        if type(argument) in _PLAIN:
+            if not argument.is_cpu:
+                return False
+        elif isinstance(argument, Tensor):
             return False
     return True
