@@ -56,6 +56,19 @@ struct Columns {
     scores = arena.take<float>(FORWARD_KEYS * COLUMN_BLOCK), probs = arena.take<Word>(FORWARD_KEYS * COLUMN_BLOCK);
     natural = arena.take<Word>(words * COLUMN_BLOCK), queries = arena.take<Word>(words * COLUMN_BLOCK);
   }
+
+  // Scores of the keys from k0 on that a column does not see become -inf.
+  void hide(int64_t k0, V (&s)[ROWS][COLUMNS]) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < COLUMNS; j++) {
+        int32_t key = (int32_t)(k0 + i);
+        VI first, last;
+        memcpy(&first, low + j * W, sizeof(VI)), memcpy(&last, high + j * W, sizeof(VI));
+        s[i][j] = select((first <= key) & (last >= key), s[i][j], splat(-INFINITY));
+      }
+  }
 };
 
 // Products of queries and the keys k0 .. k0 + count to `scores`, not yet scaled; raises the largest per column.
@@ -66,25 +79,60 @@ static __attribute__((noinline)) void score(const Problem& p, Columns<Mode>& c, 
   for (int m = 0; m < count; m += ROWS) {
     V s[ROWS][COLUMNS] = {};
     accumulate<Mode, false>(s, packed.keys + (k0 - p.first() + m) * words, words, c.queries, COLUMN_BLOCK, 0, words);
-    bool whole = k0 + m >= seen.all_from && k0 + m + ROWS - 1 <= seen.all_to;
+    if (!(k0 + m >= seen.all_from && k0 + m + ROWS - 1 <= seen.all_to)) c.hide(k0 + m, s);
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
       for (int j = 0; j < COLUMNS; j++) {
-        V x = s[i][j];
-        if (!whole) {
-          int32_t key = (int32_t)(k0 + m + i);
-          VI low, high;
-          memcpy(&low, c.low + j * W, sizeof(VI)), memcpy(&high, c.high + j * W, sizeof(VI));
-          x = select((low <= key) & (high >= key), x, splat(-INFINITY));
-        }
-        c.largest[j] = vmax(x, c.largest[j]);
-        store(c.scores + (m + i) * COLUMN_BLOCK + j * W, x);
+        c.largest[j] = vmax(s[i][j], c.largest[j]);
+        store(c.scores + (m + i) * COLUMN_BLOCK + j * W, s[i][j]);
       }
   }
 }
 
-// One block of keys: c.out = c.out * decay + V^T P, and the running maximum and sum.
+constexpr float FAR_ABOVE = 10;  // powers of two that a score may be above the largest one known
+
+// c.out += V^T P for a block of keys, whose weights are P in c.probs, after what is there was multiplied by `decay`.
+template <class Mode>
+static void take_in(const Problem& p, Columns<Mode>& c, Packed<Mode> packed, int64_t k0, int count, const V* decay) {
+  const auto* values = packed.values + (k0 - p.first()) / Mode::PER_WORD * p.K;
+  for (int d = 0; d < p.K; d += ROWS)
+    update<Mode, true, ROWS, COLUMNS>(c.out + d * COLUMN_BLOCK, COLUMN_BLOCK, decay, values + d, p.K, c.probs,
+                                      COLUMN_BLOCK, 0, count / Mode::PER_WORD);
+}
+
+// A block of keys whose scores are not far above the largest that was known before: weights are relative to that one, so
+// that scores become weights in registers, and nothing of the past is multiplied. False, and nothing was done, where a
+// score is too far above.
+template <class Mode>
+static __attribute__((noinline)) bool walk_on(const Problem& p, Columns<Mode>& c, const Sight& seen, Packed<Mode> packed,
+                                              int64_t k0, int count, float scale) {
+  int words = (int)p.K / Mode::PER_WORD;
+  V largest[COLUMNS], most[COLUMNS], total[COLUMNS];
+  for (int j = 0; j < COLUMNS; j++) largest[j] = c.largest[j], most[j] = splat(-INFINITY), total[j] = c.total[j];
+  for (int m = 0; m < count; m += ROWS) {
+    V s[ROWS][COLUMNS] = {};
+    accumulate<Mode, false>(s, packed.keys + (k0 - p.first() + m) * words, words, c.queries, COLUMN_BLOCK, 0, words);
+    if (!(k0 + m >= seen.all_from && k0 + m + ROWS - 1 <= seen.all_to)) c.hide(k0 + m, s);
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < COLUMNS; j++) {
+        V above = (s[i][j] - largest[j]) * scale;
+        most[j] = vmax(above, most[j]);
+        s[i][j] = power_of_two(above);
+        total[j] += s[i][j];
+      }
+    Mode::template down<ROWS>(c.probs + m / Mode::PER_WORD * COLUMN_BLOCK, COLUMN_BLOCK, s);
+  }
+  for (int j = 1; j < COLUMNS; j++) most[0] = vmax(most[j], most[0]);
+  if (max_of(most[0]) > FAR_ABOVE) return false;
+  for (int j = 0; j < COLUMNS; j++) c.total[j] = total[j];
+  take_in(p, c, packed, k0, count, nullptr);
+  return true;
+}
+
+// The same for any block: c.out = c.out * decay + V^T P, and the running maximum and sum.
 template <class Mode>
 static __attribute__((noinline)) void walk(const Problem& p, Columns<Mode>& c, const Sight& seen, Packed<Mode> packed,
                                            int64_t k0, int count, float scale) {
@@ -106,10 +154,7 @@ static __attribute__((noinline)) void walk(const Problem& p, Columns<Mode>& c, c
       }
     Mode::template down<4>(c.probs + m / Mode::PER_WORD * COLUMN_BLOCK, COLUMN_BLOCK, x);
   }
-  const auto* values = packed.values + (k0 - p.first()) / Mode::PER_WORD * p.K;
-  for (int d = 0; d < p.K; d += ROWS)
-    update<Mode, true, ROWS, COLUMNS>(c.out + d * COLUMN_BLOCK, COLUMN_BLOCK, decay, values + d, p.K, c.probs,
-                                      COLUMN_BLOCK, 0, count / Mode::PER_WORD);
+  take_in(p, c, packed, k0, count, decay);
 }
 
 // All keys for the columns from `column` on of kv head g of sequence b.
@@ -132,8 +177,11 @@ static void attend(const Problem& p, Rows<const E> q, Rows<const E> gate, const 
   Sight seen = sight(c.low, c.high, COLUMN_BLOCK);
   memset(c.out, 0, K * COLUMN_BLOCK * sizeof(float));
   for (int j = 0; j < COLUMNS; j++) c.largest[j] = splat(-1e38f), c.total[j] = V{};
-  for (int64_t k0 = seen.from / 8 * 8; k0 <= seen.to; k0 += FORWARD_KEYS)
-    walk(p, c, seen, packed, k0, std::min(FORWARD_KEYS, round_up(seen.to + 1 - k0, 8)), scale);
+  const int64_t begin = seen.from / 8 * 8;
+  for (int64_t k0 = begin; k0 <= seen.to; k0 += FORWARD_KEYS) {
+    int keys = std::min(FORWARD_KEYS, round_up(seen.to + 1 - k0, 8));
+    if (k0 == begin || !walk_on(p, c, seen, packed, k0, keys, scale)) walk(p, c, seen, packed, k0, keys, scale);
+  }
 
   float largest[COLUMN_BLOCK], total[COLUMN_BLOCK];
   for (int j = 0; j < COLUMNS; j++) {
