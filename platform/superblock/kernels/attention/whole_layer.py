@@ -13,7 +13,7 @@ from torch import Tensor
 from superblock.kernels.attention import native
 from superblock.kernels.attention.native import LIBRARY
 from superblock.kernels.native import native_operator
-from superblock.kernels.native.arena import Parts
+from superblock.kernels.native.arena import Parts, parts_of
 from superblock.kernels.native.operator import plain, wanted
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.projections import multiplies, unfit_width
@@ -130,7 +130,7 @@ def _kept(x: Tensor, weights: Weights, H: int, G: int, dtype: torch.dtype) -> Pa
     (B, T, D), K, M, row = x.shape, len(weights.query_norm_K), len(weights.qkvg_nKD), dtype.itemsize
     N, gated = B * T, M > (H + 2 * G) * K
     y = row * N * H * K
-    return Parts((row * N * D, 4 * N, row * N * M, y, y if gated else 0, 4 * 2 * N * H))
+    return parts_of(row * N * D, 4 * N, row * N * M, y, y if gated else 0, 4 * 2 * N * H)
 
 
 _TENSORS = 1 + len(Weights._fields) + 1  # x, the weights, the positions

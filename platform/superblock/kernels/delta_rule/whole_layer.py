@@ -5,7 +5,6 @@ Legend: B sequences, T tokens, D model width, G key heads, H value heads, K key 
 convolved channels, N = C + HV rows of the projection, W taps.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from superblock.kernels.delta_rule import native, native_convolution
 from superblock.kernels.delta_rule.native_library import LIBRARY
 from superblock.kernels.native import native_operator
-from superblock.kernels.native.arena import Parts
+from superblock.kernels.native.arena import Parts, parts_of
 from superblock.kernels.native.operator import plain, wanted
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.projections import multiplies, unfit_width
@@ -172,26 +171,13 @@ def _problem(
 
 def _kept(x: Tensor, weights: Weights, G: int, dtype: torch.dtype, chunk: int, keep: bool) -> Parts:
     """The parts from `h` to `y` of layer.h."""
-    (B, T, D), H, V = x.shape, len(weights.A_log_H), len(weights.gated_norm_V)
-    return _parts(B, T, D, G, H, len(weights.conv_CW), V, dtype.itemsize, chunk, keep)
-
-
-def _new_parts(B: int, T: int, D: int, G: int, H: int, C: int, V: int, row: int, chunk: int, keep: int) -> Parts:
-    N, K = B * T, (C - H * V) // (2 * G)
-    states, residuals = (B * H * -(-T // chunk) * K * V, N * H * V) if keep else (0, 0)
-    tiles = -(-N // _TILE)
+    (B, T, D), H, V, C = x.shape, len(weights.A_log_H), len(weights.gated_norm_V), len(weights.conv_CW)
+    N, K, row = B * T, (C - H * V) // (2 * G), dtype.itemsize
     h, wide, scales = row * N * D, 4 * N * D if row < 4 else 0, 4 * N
-    rows, mixed, gates, ba = row * N * (C + H * V), row * N * C, 4 * N * H, 4 * tiles * 2 * H * _TILE
+    rows, mixed, gates, ba = row * N * (C + H * V), row * N * C, 4 * N * H, 4 * -(-N // _TILE) * 2 * H * _TILE
+    states, residuals = (4 * B * H * -(-T // chunk) * K * V, 4 * N * H * V) if keep else (0, 0)
     o, gated_scales, y = 4 * N * H * V, 4 * N * H, row * N * H * V
-    return Parts((h, wide, scales, rows, mixed, gates, gates, ba, 4 * states, 4 * residuals, o, gated_scales, y))
-
-
-_cached_parts = functools.lru_cache(maxsize=64)(_new_parts)
-
-
-def _parts(*sizes: int) -> Parts:
-    """Remembered, unless a compiler asks with sizes that have no value."""
-    return _cached_parts(*sizes) if all(type(size) in (int, bool) for size in sizes) else _new_parts(*sizes)
+    return parts_of(h, wide, scales, rows, mixed, gates, gates, ba, states, residuals, o, gated_scales, y)
 
 
 _TENSORS = 1 + len(Weights._fields) + 1  # x, the weights, the documents

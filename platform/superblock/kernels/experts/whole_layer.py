@@ -12,7 +12,7 @@ from torch import Tensor
 from superblock.kernels.experts import native, native_router
 from superblock.kernels.experts.native import LIBRARY
 from superblock.kernels.native import native_operator
-from superblock.kernels.native.arena import Parts
+from superblock.kernels.native.arena import Parts, parts_of
 from superblock.kernels.native.operator import plain, wanted
 
 
@@ -204,7 +204,7 @@ def _kept(x: Tensor, weights: Weights, settings: Settings, keep: bool) -> Parts:
     hidden = 2 * native._kept_dtype(settings.dtype).itemsize if keep else 0
     gate, lse = 0 if weights.shared_gate_D is None else 4 * N, 4 * N if settings.z_loss else 0
     h, index, weight, scores = settings.dtype.itemsize * N * D, 8 * N * k, 4 * N * k, 4 * N * E
-    return Parts((h, 4 * N, index, weight, gate, scores, lse, hidden * N * k * F, hidden * N * G))
+    return parts_of(h, 4 * N, index, weight, gate, scores, lse, hidden * N * k * F, hidden * N * G)
 
 
 _TENSORS = len(Weights._fields) + 1

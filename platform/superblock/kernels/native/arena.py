@@ -1,6 +1,7 @@
 """Several results of a C++ kernel in one piece of memory: one tensor to allocate, to save and to free instead of many."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ _LINE = 64
 class Parts:
     """Where the parts of a tensor of bytes begin. `sizes` are the parts' bytes; a size of 0 is a part that is not there."""
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, *sizes: int) -> None:
         self.offsets: list[int | None] = []
         self.bytes = 0
         for size in sizes:
@@ -28,3 +29,11 @@ class Parts:
         assert memory.numel() == self.bytes and memory.is_contiguous(), "memory for other parts"
         begin = memory.data_ptr()
         return (0 if offset is None else begin + offset for offset in self.offsets)
+
+
+_remembered = functools.lru_cache(maxsize=128)(Parts)
+
+
+def parts_of(*sizes: int) -> Parts:
+    """The parts of these sizes, remembered unless a compiler asks with sizes that have no value."""
+    return _remembered(*sizes) if all(type(size) is int for size in sizes) else Parts(*sizes)
