@@ -14,6 +14,8 @@ from superblock.kernels.attention import whole_layer as attention_layer
 from superblock.kernels.delta_rule import native as rule_native
 from superblock.kernels.delta_rule import native_convolution, native_gates
 from superblock.kernels.delta_rule import whole_layer as delta_layer
+from superblock.kernels.experts import native as experts_native
+from superblock.kernels.experts import whole_layer as moe_layer
 from superblock.kernels.native import processor
 from superblock.kernels.norm import native as norm_native
 from superblock.kernels.packing import PackInfo
@@ -22,7 +24,8 @@ from superblock.models.gated_deltanet import GatedDeltaNet
 from superblock.models.norm import RMSNorm
 
 D, EPS = 32, 1e-6
-LIBRARIES = (attention_native, rule_native, native_convolution, native_gates, norm_native)
+LAYERS = (attention_layer, delta_layer, moe_layer)
+LIBRARIES = (*LAYERS, attention_native, rule_native, native_convolution, native_gates, norm_native, experts_native)
 DELTA: dict[str, dict[str, Any]] = {
     "plain": {},
     "shared keys": {"num_value_heads": 4, "value_dim": 32},
@@ -288,3 +291,12 @@ def test_the_operations_keep_torch_contracts(clean_parts: None) -> None:
             attention_layer.grouped_query_layer_backward.registered,
             (y, *still, pack.position_ids_BT, kept, *settings, dtype),
         )
+
+
+@pytest.mark.parametrize("module", LAYERS, ids=["attention", "delta", "moe"])
+def test_a_layer_is_checked_when_its_library_is_loaded(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module.check()
+    right = module.reference_layer
+    monkeypatch.setattr(module, "reference_layer", lambda *args, **named: right(*args, **named) * 1.001)
+    with pytest.raises(AssertionError, match=r"_layer: the output is off by [0-9.e-]+"):
+        module.check()

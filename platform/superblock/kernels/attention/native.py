@@ -357,6 +357,9 @@ def _check() -> None:
         for name, a, b in zip(("output", "dq", "dk", "dv"), (y, *grads), wanted, strict=True):
             error = float((a - b).norm() / b.norm())
             assert math.isfinite(error) and error < tolerance, f"{name} in {dtype} is off by {error:.1e}"
+    from superblock.kernels.attention import whole_layer  # which calls the library
+
+    whole_layer.check()
 
 
 LIBRARY = NativeLibrary(Path(__file__).with_name("native.cpp"), check=_check)

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from superblock.kernels.attention import native
+from superblock.kernels.attention.eager import eager
 from superblock.kernels.attention.native import LIBRARY
+from superblock.kernels.attention.rope import rotary
 from superblock.kernels.native import native_operator
 from superblock.kernels.native.arena import Parts, parts_of
+from superblock.kernels.native.library import agree
 from superblock.kernels.native.operator import plain, wanted
+from superblock.kernels.norm.reference import reference_rms_norm
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.projections import multiplies, unfit_width
 
@@ -150,3 +154,43 @@ def _backward(ctx: Any, dstream: Tensor | None, _: None) -> tuple[Tensor | None,
 
 
 grouped_query_layer.register_autograd(_backward, setup_context=_setup)
+
+
+def reference_layer(
+    x_BTD: Tensor,
+    weights: Weights,
+    pack: PackInfo,
+    *,
+    heads: tuple[int, int],
+    window: int | None,
+    fraction: float,
+    theta: float,
+    eps: float,
+) -> Tensor:
+    """The same as `whole_layer`, step by step in PyTorch and in the inputs' dtype: the reference."""
+    (H, G), K = heads, len(weights.query_norm_K)
+    h_BTD = reference_rms_norm(x_BTD, weights.norm_D, eps)
+    rows_BTnK = (h_BTD @ weights.qkvg_nKD.t()).unflatten(-1, (-1, K))
+    q, k, v, *gate = rows_BTnK.split([H, G, G, *([H] if rows_BTnK.shape[2] > H + 2 * G else [])], dim=2)
+    q, k = (
+        rotary(reference_rms_norm(t, weight, eps), pack.position_ids_BT, fraction=fraction, theta=theta)
+        for t, weight in ((q, weights.query_norm_K), (k, weights.key_norm_K))
+    )
+    o_BTHK = eager(q, k, v, pack=pack, window=window, query_start=0)
+    if gate:
+        o_BTHK = o_BTHK * gate[0].sigmoid()
+    return x_BTD + o_BTHK.flatten(-2) @ weights.out_DHK.t()
+
+
+def check() -> None:
+    """Two packed rows through a layer with a gate and a window."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 19, 32), (32,), (96, 32), (16,), (16,), (32, 32))
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).mul_(0.5) for shape in shapes]
+    pack = PackInfo.from_doc_ids(torch.arange(19).ge(11).int().expand(2, -1))
+    settings: dict[str, Any] = {"heads": (2, 1), "window": 7, "fraction": 0.5, "theta": 1e4, "eps": 1e-6}
+
+    def attention_layer(x: Tensor, *weights: Tensor) -> Tensor:
+        return whole_layer(x, Weights(*weights), pack, dtype=torch.float32, **settings)
+
+    agree(attention_layer, lambda x, *weights: reference_layer(x, Weights(*weights), pack, **settings), inputs, 1e-4)

@@ -1,4 +1,4 @@
-"""The C++ library of Gated DeltaNet: convolution, gates and rule, built and checked together."""
+"""The C++ library of Gated DeltaNet: convolution, gates, rule and whole layers, built and checked together."""
 
 from pathlib import Path
 
@@ -6,9 +6,14 @@ from superblock.kernels.native import NativeLibrary
 
 
 def _check() -> None:
-    from superblock.kernels.delta_rule import native, native_convolution, native_gates  # which call the library
+    from superblock.kernels.delta_rule import (  # which call the library
+        native,
+        native_convolution,
+        native_gates,
+        whole_layer,
+    )
 
-    for module in (native, native_convolution, native_gates):
+    for module in (native, native_convolution, native_gates, whole_layer):
         module.check()
 
 

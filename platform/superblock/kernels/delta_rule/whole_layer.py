@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 
 from superblock.kernels.delta_rule import native, native_convolution
+from superblock.kernels.delta_rule.convolution import shifted_conv
+from superblock.kernels.delta_rule.gates import reference_gates
 from superblock.kernels.delta_rule.native_library import LIBRARY
+from superblock.kernels.delta_rule.reference import recurrent
 from superblock.kernels.native import native_operator
 from superblock.kernels.native.arena import Parts, parts_of
+from superblock.kernels.native.library import agree
 from superblock.kernels.native.operator import plain, wanted
+from superblock.kernels.norm.reference import reference_gated_rms_norm, reference_rms_norm
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.projections import multiplies, unfit_width
 
@@ -197,3 +202,34 @@ def _backward(ctx: Any, dstream: Tensor | None, _: None) -> tuple[Tensor | None,
 
 
 delta_layer.register_autograd(_backward, setup_context=_setup)
+
+
+def reference_layer(x_BTD: Tensor, weights: Weights, pack: PackInfo, *, G: int, strength: float, eps: float) -> Tensor:
+    """The same as `whole_layer`, step by step in PyTorch and in the inputs' dtype: the reference."""
+    C, H, V = len(weights.conv_CW), len(weights.A_log_H), len(weights.gated_norm_V)
+    h_BTD = reference_rms_norm(x_BTD, weights.norm_D, eps)
+    qkv_BTC, z_BTHV = (h_BTD @ weights.qkvz_ND.t()).split([C, H * V], dim=-1)
+    mixed_BTC, _ = shifted_conv(qkv_BTC, weights.conv_CW, pack=pack)
+    keys = (C - H * V) // 2
+    q, k, v = (
+        t.unflatten(-1, (n, -1)) for t, n in zip(mixed_BTC.split([keys, keys, H * V], -1), (G, G, H), strict=True)
+    )
+    gates = reference_gates(h_BTD, weights.ba_2HD, weights.A_log_H, weights.dt_bias_H, strength)
+    o_BTHV, _ = recurrent(q, k, v, *gates, pack=pack)
+    y_BTHV = reference_gated_rms_norm(o_BTHV, weights.gated_norm_V, z_BTHV.unflatten(-1, (H, V)), eps)
+    return x_BTD + y_BTHV.flatten(-2) @ weights.out_DHV.t()
+
+
+def check() -> None:
+    """Two packed rows through a layer with shared key heads."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 19, 32), (32,), (96, 32), (64, 4), (4, 32), (2,), (2,), (16,), (32, 32))
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).mul_(0.5) for shape in shapes]
+    pack = PackInfo.from_doc_ids(torch.arange(19).ge(11).int().expand(2, -1))
+    settings = {"strength": 2.0, "eps": 1e-6}
+
+    def delta_layer(x: Tensor, *weights: Tensor) -> Tensor:
+        every = {"heads": (1, 2), "dtype": torch.float32, "chunk_size": 16} | settings
+        return whole_layer(x, Weights(*weights), pack, **every)  # type: ignore[arg-type]
+
+    agree(delta_layer, lambda x, *weights: reference_layer(x, Weights(*weights), pack, G=1, **settings), inputs, 1e-4)

@@ -263,6 +263,9 @@ def _check() -> None:
         for number, (a, b) in enumerate(zip(have, want, strict=True)):
             error = float((a.detach().float() - b.detach()).norm() / b.detach().norm())
             assert error < bound, f"result {number} in {dtype} is off by {error:.1e}"
+    from superblock.kernels.experts import whole_layer  # which calls the library
+
+    whole_layer.check()
 
 
 LIBRARY = NativeLibrary(Path(__file__).with_name("native.cpp"), check=_check)

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from superblock.kernels.experts import native, native_router
+from superblock.kernels.experts.loop import loop, swiglu
 from superblock.kernels.experts.native import LIBRARY
 from superblock.kernels.native import native_operator
 from superblock.kernels.native.arena import Parts, parts_of
+from superblock.kernels.native.library import agree
 from superblock.kernels.native.operator import plain, wanted
+from superblock.kernels.norm.reference import reference_rms_norm
 
 
 class Weights(NamedTuple):
@@ -230,3 +233,37 @@ def _backward(ctx: Any, dy: Tensor | None, dloss: Tensor | None, *_: None) -> tu
 
 
 moe_layer.register_autograd(_backward, setup_context=_setup)
+
+
+def reference_layer(x_ND: Tensor, weights: Weights, settings: Settings) -> Tensor:
+    """The stream after `whole_layer`, step by step in PyTorch and in the inputs' dtype, for scores by sigmoid: the reference."""
+    h_ND = reference_rms_norm(x_ND, weights.norm_D, settings.eps)
+    scores_NE = (h_ND @ weights.router_ED.t()).sigmoid()
+    biased_NE = scores_NE if weights.bias_E is None else scores_NE + weights.bias_E
+    index_Nk = biased_NE.topk(settings.top_k, dim=1).indices
+    weight_Nk = scores_NE.gather(1, index_Nk)
+    weight_Nk = settings.scale * weight_Nk / weight_Nk.sum(1, keepdim=True)
+    y_ND = x_ND + loop(h_ND, weights.gate_up_E2FD, weights.down_EDF, index_Nk, weight_Nk)
+    if weights.shared_gate_up_2GD is None or weights.shared_down_DG is None:
+        return y_ND
+    shared_ND = swiglu(h_ND, weights.shared_gate_up_2GD, weights.shared_down_DG)
+    return y_ND + (
+        shared_ND if weights.shared_gate_D is None else shared_ND * (h_ND @ weights.shared_gate_D).sigmoid()[:, None]
+    )
+
+
+def check() -> None:
+    """41 tokens through a layer with a shared expert and its gate."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((41, 32), (32,), (4, 32), (32,), (4, 64, 32), (4, 32, 32), (64, 32), (32, 32))
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).mul_(0.4) for shape in shapes]
+    bias = torch.tensor([0.1, 0.0, -0.1, 0.0])
+    settings = Settings(1e-6, torch.float32, 2, False, 1.5, 0.0, 0.0)
+
+    def weights_of(norm: Tensor, router: Tensor, gate: Tensor, *experts: Tensor) -> Weights:
+        return Weights(norm, router, gate, bias, *experts)
+
+    def moe_layer(x: Tensor, *weights: Tensor) -> Tensor:
+        return whole_layer(x, weights_of(*weights), settings)[0]
+
+    agree(moe_layer, lambda x, *weights: reference_layer(x, weights_of(*weights), settings), inputs, 1e-4)

@@ -2,7 +2,7 @@
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -111,3 +111,19 @@ def _c_type(argument: Argument) -> type[ctypes.c_void_p | ctypes.c_int64 | ctype
     if argument is None or isinstance(argument, Tensor):
         return ctypes.c_void_p
     return ctypes.c_double if isinstance(argument, float) else ctypes.c_int64
+
+
+def agree(
+    form: Callable[..., Tensor], reference: Callable[..., Tensor], inputs: Sequence[Tensor], bound: float
+) -> None:
+    """Raises AssertionError if the output, or the gradient of an input, of `form` in fp32 is further than `bound`, relative to
+    its norm, from that of `reference` in float64. For checks, on small inputs."""
+    results = []
+    for function, dtype in ((form, torch.float32), (reference, torch.float64)):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        y = function(*leaves)
+        results.append([y.detach(), *torch.autograd.grad(y.sin().sum(), leaves)])
+    for i, (found, want) in enumerate(zip(*results, strict=True)):
+        error = float((found - want).norm() / want.norm())
+        what = f"the gradient of input {i - 1}" if i else "the output"
+        assert error < bound, f"{form.__name__}: {what} is off by {error:.1e}"
