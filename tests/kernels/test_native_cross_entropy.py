@@ -155,3 +155,12 @@ def test_any_strides_and_what_is_wanted() -> None:
         assert torch.equal(dw_VD, every[2]) if dw else not len(dw_VD)
     nothing = native.linear_losses(h[:0], w, labels[:0], torch.float32, 32, 1e-3, True, True)
     assert nothing[1].shape == (0, 64) and not nothing[2].any()
+
+
+def test_any_chunk_and_widths_that_differ() -> None:
+    h, w, labels = torch.randn(40, 32), torch.randn(64, 32), torch.arange(40)
+    want = linear_cross_entropy(h, w, labels, chunk=32)
+    for chunk in (1, 33, 10**9, 2**62):
+        torch.testing.assert_close(linear_cross_entropy(h, w, labels, chunk=chunk), want)
+    with pytest.raises(ValueError, match=r"tokens \[40, 32\] do not fit the unembedding \[64, 96\]"):
+        linear_cross_entropy(h, torch.randn(64, 96), labels, chunk=32)

@@ -130,7 +130,7 @@ def test_against_float64(kind: str, variant: str, packed: int) -> None:
 def test_every_level(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in LIBRARIES:
         other = module.LIBRARY.at(name)
-        assert other.why_not() is None
+        assert other.why_not() is None and other.level == name
         monkeypatch.setattr(module, "LIBRARY", other)
     for kind, variant in (("delta", "shared keys"), ("attention", "window")):
         (mixer, norm), x = make(kind, variant), tokens()
@@ -260,7 +260,42 @@ def test_explicit_backends_are_kept(calls: list[str]) -> None:
         mixer, norm = make(kind, "plain")
         mixer.config.backend = backend
         assert_near(outcome(mixer, norm, tokens(), packs(45)[1]), exact(mixer, norm, tokens(), packs(45)[1]), 3e-5)
-    assert not {"delta_rule_forward", "attention_forward"} & set(calls)
+    assert not [name for name in calls if "layer" in name or "rule" in name or "attention" in name]
+
+
+def test_a_subclass_with_methods_of_its_own_is_taken_step_by_step() -> None:
+    class Open(GatedDeltaNet):
+        def gates(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+            g, beta = super().gates(x_BTD)
+            return g, 0 * beta  # nothing is ever written
+
+    (mixer, norm), x, pack = make("delta", "plain"), tokens(), packs(45)[0]
+    other = Open(D, mixer.config, norm_eps=EPS)  # type: ignore[arg-type]
+    other.load_state_dict(mixer.state_dict())
+    assert torch.equal(other(x, pack, norm=norm), x)
+
+
+@pytest.mark.parametrize("kind", ["delta", "attention"])
+def test_projections_of_two_dtypes_and_gradients_that_are_only_known_to_be_zero(kind: str) -> None:
+    (mixer, norm), x, pack = make(kind, "plain"), tokens().requires_grad_(), packs(45)[0]
+    y = mixer(x, pack, norm=norm)
+    assert in_one(y) and not torch.autograd.grad(y, x, torch._efficientzerotensor(y.shape))[0].any()
+    next(mixer.children()).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = mixer(x, pack, norm=norm)
+    assert not in_one(mixed) and (mixed - y).norm() < 2e-2 * y.norm()
+
+
+@pytest.mark.parametrize("kind", ["delta", "attention"])
+def test_shapes_that_do_not_belong_together(kind: str) -> None:
+    (mixer, norm), pack = make(kind, "plain"), packs(45)[1]
+    with pytest.raises(ValueError, match="norm is"):
+        mixer(torch.randn(2, 45, 2 * D), pack, norm=norm)
+    with pytest.raises(ValueError, match="documents is|positions is"):
+        mixer(torch.randn(2, 46, D), pack, norm=norm)
+    mixer.out = nn.Linear(mixer.out.in_features + 32, D, bias=False)
+    with pytest.raises(ValueError, match=r"output is \[32, \d+\], not \[32, \d+\]"):
+        mixer(tokens(), pack, norm=norm)
 
 
 def test_the_operations_keep_torch_contracts(clean_parts: None) -> None:

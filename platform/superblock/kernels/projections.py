@@ -6,9 +6,13 @@ from torch import Tensor
 _MULTIPLE = 32
 
 
-def multiplies(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a module would multiply this weight in `dtype`: only autocast makes it another than its own."""
-    return weight.dtype == dtype or torch.is_autocast_enabled("cpu")
+def unfit_projections(enter: Tensor, leave: Tensor, dtype: torch.dtype) -> str | None:
+    """Why the C++ products refuse a layer's two projections, to be multiplied in `dtype`; None if they do not."""
+    if enter.dtype != leave.dtype:
+        return f"its projections are in {enter.dtype} and {leave.dtype}"
+    if enter.dtype != dtype and not torch.is_autocast_enabled("cpu"):  # a module would not multiply them
+        return f"its projections are not in {dtype}, and autocast is off"
+    return unfit_width(enter, leave)
 
 
 def unfit_width(*weights: Tensor) -> str | None:

@@ -59,7 +59,12 @@ class GroupedQueryAttention(nn.Module):
 
     def _in_one(self, x_BTD: Tensor, pack: PackInfo, norm: RMSNorm) -> Tensor | None:
         """The layer as one operation, where there is one."""
-        if not self._native(x_BTD) or norm.eps != self.norm_eps or not untouched(norm, *self.children()):
+        if (
+            type(self) is not GroupedQueryAttention
+            or not self._native(x_BTD)
+            or norm.eps != self.norm_eps
+            or not untouched(norm, *self.children())
+        ):
             return None
         weights = Weights(norm.weight, self.qkvg.weight, self.query_norm, self.key_norm, self.out.weight)
         dtype = compute_dtype(x_BTD)

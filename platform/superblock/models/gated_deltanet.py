@@ -62,7 +62,9 @@ class GatedDeltaNet(nn.Module):
     def _in_one(self, x_BTD: Tensor, pack: PackInfo, norm: RMSNorm) -> Tensor | None:
         """The layer as one operation, where there is one."""
         c = self.config
-        if c.backend not in ("auto", "native") or norm.eps != self.norm.eps or not untouched(norm, *self.children()):
+        if type(self) is not GatedDeltaNet or c.backend not in ("auto", "native") or norm.eps != self.norm.eps:
+            return None
+        if not untouched(norm, *self.children()):
             return None
         weights = Weights(
             *(norm.weight, self.qkvz.weight, self.conv, self.ba.weight, self.A_log, self.dt_bias),

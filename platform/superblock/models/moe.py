@@ -69,7 +69,9 @@ class MoE(nn.Module):
     def _whole(self, x_BTD: Tensor) -> tuple[Tensor, Routing] | None:
         """Norm, router, experts and the addition as one kernel, where there is one."""
         c = self.config
-        if self.norm is None or c.backend not in ("auto", "native") or not untouched(self.norm, self.router):
+        if type(self) is not MoE or self.norm is None or c.backend not in ("auto", "native"):
+            return None
+        if not untouched(self.norm, self.router):
             return None
         shared = self.shared_gate_up, self.shared_down
         weights = Weights(

@@ -1,6 +1,4 @@
 // Grouped-query attention from the projection's rows to the gated output, forward and backward; see the headers.
-#include "backward.h"
-#include "forward.h"
 #include "layer.h"
 
 template <class E>

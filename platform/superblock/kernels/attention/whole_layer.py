@@ -17,10 +17,10 @@ from superblock.kernels.attention.rope import rotary
 from superblock.kernels.native import native_operator
 from superblock.kernels.native.arena import Parts, parts_of
 from superblock.kernels.native.library import agree
-from superblock.kernels.native.operator import plain, wanted
+from superblock.kernels.native.operator import in_memory, plain, shapes_fit, wanted
 from superblock.kernels.norm.reference import reference_rms_norm
 from superblock.kernels.packing import PackInfo
-from superblock.kernels.projections import multiplies, unfit_width
+from superblock.kernels.projections import unfit_projections
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -41,9 +41,7 @@ def unfit(x_BTD: Tensor, weights: Weights, dtype: torch.dtype) -> str | None:
         return "it takes plain tensors in the memory of a processor, and needs some tokens"
     if any(t.dtype not in _DTYPES for t in (x_BTD, *weights)):
         return f"it has no kernel for {x_BTD.dtype}"
-    if not multiplies(weights.qkvg_nKD, dtype) or not multiplies(weights.out_DHK, dtype):
-        return f"its projections are not in {dtype}, and autocast is off"
-    return unfit_width(weights.qkvg_nKD, weights.out_DHK) or native.why_not(
+    return unfit_projections(weights.qkvg_nKD, weights.out_DHK, dtype) or native.why_not(
         x_BTD.device, dtype, len(weights.query_norm_K)
     )
 
@@ -100,7 +98,7 @@ def grouped_query_layer_backward(
     problem = _problem(x, weights, positions, packed, H, G, window, rotated, theta, eps, dtype)
     LIBRARY.call(
         "attention_layer_backward", *problem, *_kept(x, weights, H, G, dtype).addresses(kept),
-        dstream.contiguous(), dx, *grads,
+        in_memory(dstream), dx, *grads,
     )  # fmt: skip
     return [dx, *(grad.to(t.dtype) for grad, t in zip(grads, weights, strict=True))]
 
@@ -114,10 +112,22 @@ def _problem(
     x: Tensor, weights: Weights, positions: Tensor, packed: bool, H: int, G: int, window: int, rotated: int,
     theta: float, eps: float, dtype: torch.dtype,
 ) -> tuple[Any, ...]:  # fmt: skip
-    """What both entry points begin with."""
+    """What both entry points begin with.
+
+    Raises:
+        ValueError: if shapes do not belong together, or a position is negative.
+    """
     norm, qkvg, query_norm, key_norm, out = weights
-    assert qkvg.dtype == out.dtype, "both projections are in one dtype"
-    assert positions.shape == x.shape[:2], "every token has a position"
+    (B, T, D), K = x.shape, len(query_norm)
+    heads = 2 * H + 2 * G if len(qkvg) > (H + 2 * G) * K else H + 2 * G
+    shapes_fit(
+        "attention",
+        norm=(norm, (D,)),
+        projection=(qkvg, (heads * K, D)),
+        key_norm=(key_norm, (K,)),
+        output=(out, (D, H * K)),
+        positions=(positions, (B, T)),
+    )
     positions = positions.to(torch.int64)
     tables = native.rotations(positions, rotated, theta)
     sizes = (*x.shape, H, G, len(query_norm), len(qkvg), window, packed, rotated)

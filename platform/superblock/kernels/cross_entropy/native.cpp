@@ -17,8 +17,8 @@ ENTRY void row_scores(const void* logits, int64_t half, const int64_t* labels, f
 ENTRY void linear_cross_entropy(void* h, int64_t h_half, void* weight, int64_t weight_half, const int64_t* labels,
                                 double z_loss, int64_t half, int64_t chunk, float* loss, void* dh, int64_t dh_half,
                                 float* dweight, int64_t N, int64_t D, int64_t columns, int64_t threads) {
-  Linear l{{h, D, h_half != 0}, {weight, D, weight_half != 0}, labels, (float)z_loss, N, D, columns};
+  Unembedding u{{h, D, h_half != 0}, {weight, D, weight_half != 0}, labels, (float)z_loss, N, D, columns};
   with_operand(half, [&](auto operand) {
-    linear_losses<decltype(operand)>(l, chunk, loss, {dh, D, dh_half != 0}, dweight, threads);
+    linear_losses<decltype(operand)>(u, chunk, loss, {dh, D, dh_half != 0}, dweight, threads);
   });
 }

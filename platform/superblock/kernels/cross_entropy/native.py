@@ -16,8 +16,6 @@ from superblock.kernels.precision import compute_dtype
 from superblock.kernels.projections import unfit_width
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_ROWS = 32
-"""Rows of logits come in blocks of so many."""
 
 
 def fits(logits_dtype: torch.dtype, device: torch.device) -> bool:
@@ -73,15 +71,22 @@ def fits_linear(h_ND: Tensor, w_VD: Tensor) -> bool:
 def linear_losses(
     h_ND: Tensor, w_VD: Tensor, labels_N: Tensor, dtype: torch.dtype, chunk: int, z_loss: float, dh: bool, dw: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each token's loss, fp32, and the gradients of their sum: of `h` in its dtype and of `w` in fp32, empty unless wanted.
+    """Each token's loss [N], fp32, and the gradients of their sum: of `h` [N, D] in its dtype and of `w` [V, D] in fp32,
+    empty unless wanted.
 
-    Products take `dtype`. Raises IndexError as `native_row_losses` does.
+    Products take `dtype`; at most `chunk` rows of logits exist, in blocks of 32.
+
+    Raises:
+        IndexError: as `native_row_losses`.
+        ValueError: if `h` and `w` have not one width.
     """
+    if h_ND.ndim != 2 or w_VD.ndim != 2 or h_ND.shape[1] != w_VD.shape[1]:
+        raise ValueError(f"tokens {list(h_ND.shape)} do not fit the unembedding {list(w_VD.shape)}")
     labels_N = _known(labels_N, len(h_ND), len(w_VD))
     loss_N, dh_ND, dw_VD = _linear_outputs(h_ND, w_VD, dh, dw)
     LIBRARY.call(
         "linear_cross_entropy", h_ND.contiguous(), h_ND.dtype == torch.bfloat16, w_VD.contiguous(),
-        w_VD.dtype == torch.bfloat16, labels_N, z_loss, dtype == torch.bfloat16, max(_ROWS, chunk // _ROWS * _ROWS),
+        w_VD.dtype == torch.bfloat16, labels_N, z_loss, dtype == torch.bfloat16, chunk,
         loss_N, dh_ND if dh else None, dh_ND.dtype == torch.bfloat16, dw_VD if dw else None, *h_ND.shape, len(w_VD),
     )  # fmt: skip
     return loss_N, dh_ND, dw_VD

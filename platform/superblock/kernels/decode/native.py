@@ -31,7 +31,7 @@ MAX_BATCH = 64
 KEPT = (torch.float32, torch.bfloat16)
 """What keys and values may be kept in; everything is computed in fp32."""
 GROUP = 16
-"""Every width is a multiple of it; as in products.h."""
+"""Every width is a multiple of it; as in native/block_products.h."""
 
 
 def why_not(sizes: Sizes) -> str | None:

@@ -1,8 +1,5 @@
 // Gated DeltaNet for processors: what Python calls. See the headers for legends.
-#include "convolution.h"
-#include "gates.h"
 #include "layer.h"
-#include "rule.h"
 
 // `states` [B, H, chunks, K, VD] and `residuals` [B, H, T, VD] null: nothing is kept for a backward pass.
 ENTRY void delta_rule_forward(const void* q, const void* k, const void* v, const float* g, const float* beta,

@@ -18,10 +18,10 @@ from superblock.kernels.delta_rule.reference import recurrent
 from superblock.kernels.native import native_operator
 from superblock.kernels.native.arena import Parts, parts_of
 from superblock.kernels.native.library import agree
-from superblock.kernels.native.operator import plain, wanted
+from superblock.kernels.native.operator import in_memory, plain, shapes_fit, wanted
 from superblock.kernels.norm.reference import reference_gated_rms_norm, reference_rms_norm
 from superblock.kernels.packing import PackInfo
-from superblock.kernels.projections import multiplies, unfit_width
+from superblock.kernels.projections import unfit_projections
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _TILE = 64
@@ -48,10 +48,8 @@ def unfit(x_BTD: Tensor, weights: Weights, heads: tuple[int, int], dtype: torch.
         return "it takes plain tensors in the memory of a processor"
     if any(t.dtype not in _DTYPES for t in (x_BTD, *weights)) or dtype not in _DTYPES:
         return f"it has no kernel for {x_BTD.dtype} with products in {dtype}"
-    if not multiplies(weights.qkvz_ND, dtype) or not multiplies(weights.out_DHV, dtype):
-        return f"its projections are not in {dtype}, and autocast is off"
     return (
-        unfit_width(weights.qkvz_ND, weights.out_DHV)
+        unfit_projections(weights.qkvz_ND, weights.out_DHV, dtype)
         or native_convolution.unfit_sizes(x_BTD.shape[0] * x_BTD.shape[1], C, weights.conv_CW.shape[1])
         or native.unfit_widths((C - H * V) // (2 * G), V, chunk_size)
     )
@@ -142,7 +140,7 @@ def delta_layer_backward(
     dx, grads = x.new_empty(x.shape), [t.new_empty(t.shape, dtype=torch.float32) for t in weights]
     LIBRARY.call(
         "delta_layer_backward", *_problem(x, weights, documents, G, strength, eps, dtype, chunk),
-        *parts.addresses(kept), dstream.contiguous(), dx, *grads,
+        *parts.addresses(kept), in_memory(dstream), dx, *grads,
     )  # fmt: skip
     return [dx, *(grad.to(t.dtype) for grad, t in zip(grads, weights, strict=True))]
 
@@ -162,12 +160,26 @@ def _problem(
     dtype: torch.dtype,
     chunk: int,
 ) -> tuple[Any, ...]:
-    """What both entry points begin with."""
+    """What both entry points begin with.
+
+    Raises:
+        ValueError: if shapes do not belong together.
+    """
     norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out = weights
-    assert qkvz.dtype == out.dtype, "both projections are in one dtype"
-    (B, T, D), H, V = x.shape, len(A_log), len(gated_norm)
+    (B, T, D), (C, taps), H, V = x.shape, conv.shape, len(A_log), len(gated_norm)
+    K = (C - H * V) // (2 * G)
+    shapes_fit(
+        "Gated DeltaNet",
+        norm=(norm, (D,)),
+        projection=(qkvz, (2 * G * K + 2 * H * V, D)),
+        convolution=(conv, (2 * G * K + H * V, taps)),
+        gates=(ba, (2 * H, D)),
+        bias=(dt_bias, (H,)),
+        output=(out, (D, H * V)),
+        documents=(documents, (B, T)),
+    )
     small = (t.float().contiguous() for t in (conv, ba, A_log, dt_bias, gated_norm))
-    sizes = (B, T, D, G, H, (len(conv) - H * V) // (2 * G), V, conv.shape[1], chunk)
+    sizes = (B, T, D, G, H, K, V, taps, chunk)
     return (
         *(x.contiguous(), x.dtype == torch.bfloat16, norm.float().contiguous(), qkvz.contiguous(), *small),
         *(out.contiguous(), out.dtype == torch.bfloat16, documents, *sizes, dtype == torch.bfloat16, strength, eps),

@@ -123,7 +123,7 @@ struct Spare {  // memory for the sums of a second thread on the same expert
   float* memory = nullptr;
   ~Spare() { free(memory); }
   Sums take(int64_t D, int64_t F) {
-    memory = (float*)aligned_alloc(64, 3 * D * F * sizeof(float));
+    memory = (float*)allocate(64, 3 * D * F * sizeof(float));
     return {memory, memory + 2 * D * F, false};
   }
 };

@@ -3,13 +3,12 @@
 //
 // Legend: as in plan.h and router.h; T is what the products take.
 #pragma once
-#include <memory>
 #include "backward.h"
 #include "forward.h"
 #include "router.h"
 
 struct MoELayer {
-  Router router;    // of which weight is set by Columns
+  Router router;    // of which weight is set by RouterColumns
   Problem problem;
   const float *router_weight, *shared_gate;  // [E, D]; [D] or null
   // what the backward pass needs, and `problem` and `router` refer to
@@ -20,9 +19,9 @@ struct MoELayer {
 };
 
 // The router's weights with the shared expert's gate below them, as the router takes them.
-struct Columns {
+struct RouterColumns {
   std::vector<float> weight;
-  explicit Columns(const MoELayer& l) : weight(l.router.C * l.router.D) {
+  explicit RouterColumns(const MoELayer& l) : weight(l.router.C * l.router.D) {
     std::copy(l.router_weight, l.router_weight + l.router.E * l.router.D, weight.begin());
     if (l.shared_gate) std::copy(l.shared_gate, l.shared_gate + l.router.D, weight.end() - l.router.D);
   }
@@ -33,15 +32,25 @@ struct Columns {
   }
 };
 
+// What the experts write on the way, and the gradient of the normed tokens.
+template <class T>
+struct Rooms {
+  T* parts;    // [N k, D]
+  float* dh;   // [N, D], of which a gradient in bf16 uses half
+  Rooms(const MoELayer& l, Arena& arena) {
+    parts = arena.take<T>(l.problem.N * l.problem.k * l.problem.D), dh = arena.take(l.problem.N * l.problem.D);
+  }
+};
+
 // y [N, D], stats [4]: the router's three, and the shared part's share of the result beside the routed part's.
 template <class T>
 static void layer_forward(const MoELayer& l, const Matrix& y, float* loss, float* counts, float* stats, int64_t threads) {
   const Problem& p = l.problem;
-  const Columns columns(l);
+  const RouterColumns columns(l);
   route(columns.of(l), {l.index, l.weight, l.gate, l.scores, l.lse, loss, counts, stats}, threads);
-  std::unique_ptr<char, decltype(&free)> parts((char*)aligned_alloc(64, Arena::bytes<T>(p.N * p.k * p.D)), &free);
+  Temporary<Rooms<T>, MoELayer> temporary(l);
   std::vector<float> power(2 * l.router.blocks());
-  forward(p, y, l.router.norm.x, (T*)l.hidden, (T*)l.shared_hidden, (T*)parts.get(), power.data(), threads);
+  forward(p, y, l.router.norm.x, (T*)l.hidden, (T*)l.shared_hidden, temporary.parts.parts, power.data(), threads);
   double routed = 0, shared = 0;
   for (int64_t b = 0; b < l.router.blocks(); b++) routed += power[2 * b], shared += power[2 * b + 1];
   stats[3] = (float)(std::sqrt(shared) / (std::sqrt(routed) + 1e-20));
@@ -63,15 +72,14 @@ static void layer_backward(const MoELayer& l, const Matrix& dy, float dloss, con
   const Router& router = l.router;
   std::vector<float> dweight(dy.data ? p.N * p.k : 0), dgate(dy.data && l.gate ? p.N : 0);
   Matrix dh{nullptr, p.D, router.h.half};
-  int64_t of_parts = Arena::bytes<T>(p.N * p.k * p.D), of_dh = Arena::bytes<float>(p.N * p.D);
-  std::unique_ptr<char, decltype(&free)> memory((char*)aligned_alloc(64, of_parts + of_dh), &free);
+  Temporary<Rooms<T>, MoELayer> temporary(l);
   if (dy.data) {
     Gradients experts = to.experts;
-    dh.data = memory.get() + of_parts;
+    dh.data = temporary.parts.dh;
     experts.dx = dh, experts.weight = dweight.data(), experts.shared_weight = dgate.empty() ? nullptr : dgate.data();
-    backward(p, dy, (const T*)l.hidden, (const T*)l.shared_hidden, (T*)memory.get(), experts, threads);
+    backward(p, dy, (const T*)l.hidden, (const T*)l.shared_hidden, temporary.parts.parts, experts, threads);
   }
-  const Columns columns(l);
+  const RouterColumns columns(l);
   std::vector<float> dcolumns(router.C * p.D);
   route_backward(columns.of(l),
                  {l.index, l.weight, l.scores, l.gate, l.lse, counts, dy.data ? dweight.data() : nullptr,

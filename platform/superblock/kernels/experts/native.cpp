@@ -20,10 +20,10 @@ ENTRY void experts_forward(void* x, int64_t x_half, int64_t x_stride, void* gate
   Problem p = problem(x, x_half, x_stride, gate_up, down, half, index, weight, shared_gate_up, shared_down,
                       shared_weight, N, D, F, shared_F, E, k);
   Matrix out{y, D, y_half != 0}, added{stream, stream_stride, y_half != 0};
-#if defined(__AVX512BF16__)
-  if (in_half) return forward(p, out, added, (bf16*)hidden, (bf16*)shared_hidden, (bf16*)parts, power, threads);
-#endif
-  forward(p, out, added, (float*)hidden, (float*)shared_hidden, (float*)parts, power, threads);
+  with_operand(in_half, [&](auto operand) {
+    using T = decltype(operand);
+    forward(p, out, added, (T*)hidden, (T*)shared_hidden, (T*)parts, power, threads);
+  });
 }
 
 ENTRY void experts_backward(void* x, int64_t x_half, int64_t x_stride, void* gate_up, void* down, int64_t half,
@@ -37,10 +37,10 @@ ENTRY void experts_backward(void* x, int64_t x_half, int64_t x_stride, void* gat
                       shared_weight, N, D, F, shared_F, E, k);
   Gradients g{{dx, D, dx_half != 0}, dgate_up, ddown, dshared_gate_up, dshared_down, dweight, dshared_weight};
   Matrix dout{dy, dy_stride, dy_half != 0};
-#if defined(__AVX512BF16__)
-  if (in_half) return backward(p, dout, (bf16*)hidden, (bf16*)shared_hidden, (bf16*)parts, g, threads);
-#endif
-  backward(p, dout, (float*)hidden, (float*)shared_hidden, (float*)parts, g, threads);
+  with_operand(in_half, [&](auto operand) {
+    using T = decltype(operand);
+    backward(p, dout, (const T*)hidden, (const T*)shared_hidden, (T*)parts, g, threads);
+  });
 }
 
 // Both router functions begin with these.
@@ -90,20 +90,10 @@ static MoELayer layer_of(LAYER) {
   return {r, p, router, shared_gate, index, weight, gate, scores, lse, hidden, shared_hidden};
 }
 
-// f with a null pointer to what the level multiplies.
-template <class F>
-static void with_products(int64_t in_half, F f) {
-#if defined(__AVX512BF16__)
-  if (in_half) return f((bf16*)nullptr);
-#endif
-  f((float*)nullptr);
-}
-
 ENTRY void moe_layer_forward(LAYER, void* y, float* loss, float* counts, float* stats, int64_t threads) {
   MoELayer l = layer_of(PASSED);
-  with_products(in_half, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    layer_forward<T>(l, {y, D, x_half != 0}, loss, counts, stats, threads);
+  with_operand(in_half, [&](auto operand) {
+    layer_forward<decltype(operand)>(l, {y, D, x_half != 0}, loss, counts, stats, threads);
   });
 }
 
@@ -114,8 +104,7 @@ ENTRY void moe_layer_backward(LAYER, void* dy, const float* dloss, const float* 
   MoELayer l = layer_of(PASSED);
   MoEGradients to{{dx, D, x_half != 0}, dnorm, drouter, dshared_gate,
                   {{}, dgate_up, ddown, dshared_gate_up, dshared_down, nullptr, nullptr}};
-  with_products(in_half, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    layer_backward<T>(l, {dy, D, x_half != 0}, dloss ? *dloss : 0, counts, to, threads);
+  with_operand(in_half, [&](auto operand) {
+    layer_backward<decltype(operand)>(l, {dy, D, x_half != 0}, dloss ? *dloss : 0, counts, to, threads);
   });
 }

@@ -15,7 +15,7 @@ from superblock.kernels.experts.native import LIBRARY
 from superblock.kernels.native import native_operator
 from superblock.kernels.native.arena import Parts, parts_of
 from superblock.kernels.native.library import agree
-from superblock.kernels.native.operator import plain, wanted
+from superblock.kernels.native.operator import in_memory, plain, shapes_fit, wanted
 from superblock.kernels.norm.reference import reference_rms_norm
 
 
@@ -152,7 +152,7 @@ def moe_layer_backward(
     dx, *grads = _gradients(x, weights, learn and dy is not None, torch.float32)
     LIBRARY.call(
         "moe_layer_backward", *_problem(x, weights, settings), *_kept(x, weights, settings, True).addresses(kept),
-        None if dy is None else dy.contiguous(), dloss, counts, dx, *(d if d.numel() else None for d in grads),
+        None if dy is None else in_memory(dy), None if dloss is None else in_memory(dloss), counts, dx, *(d if d.numel() else None for d in grads),
     )  # fmt: skip
     return [
         dx,
@@ -181,14 +181,29 @@ def _(  # type: ignore[no-untyped-def]
 
 
 def _problem(x: Tensor, weights: Weights, settings: Settings) -> tuple[Any, ...]:
-    """What both entry points begin with."""
+    """What both entry points begin with.
+
+    Raises:
+        ValueError: if shapes do not belong together.
+    """
     norm, router, shared_gate, bias, gate_up, down, shared_gate_up, shared_down = weights
     (E, D), G = router.shape, 0 if shared_down is None else shared_down.shape[1]
-    assert norm.shape == x.shape[-1:] == (D,), "the norm has one weight per column"
-    assert 0 < settings.top_k <= E, "no more experts can be chosen than there are"
+    F = down.shape[2]
+    shapes_fit(
+        "MoE layer",
+        tokens=(x, (*x.shape[:-1], D)),
+        norm=(norm, (D,)),
+        shared_gate=(shared_gate, (D,)),
+        bias=(bias, (E,)),
+        gate_up=(gate_up, (E, 2 * F, D)),
+        down=(down, (E, D, F)),
+        shared_gate_up=(shared_gate_up, (2 * G, D)),
+        shared_down=(shared_down, (D, G)),
+    )
+    if not 0 < settings.top_k <= E:
+        raise ValueError(f"MoE layer: {settings.top_k} experts cannot be chosen of {E}")
     experts = (gate_up, down, shared_gate_up, shared_down)
-    assert len({t.dtype for t in experts if t is not None}) == 1, "the experts' weights are in one dtype"
-    sizes = (x.numel() // D, D, down.shape[2], G, E, settings.top_k)
+    sizes = (x.numel() // D, D, F, G, E, settings.top_k)
     return (
         *(x.contiguous(), x.dtype == torch.bfloat16),
         *(None if t is None else t.float().contiguous() for t in (norm, router, shared_gate, bias)),

@@ -1,8 +1,7 @@
 // Memory of one allocation handed out in parts that begin at cache lines.
 #pragma once
-#include <cstdint>
-#include <cstdlib>
 #include <memory>
+#include "simd.h"
 
 struct Arena {
   char* next;
@@ -26,7 +25,7 @@ struct Temporary {
   std::unique_ptr<char, decltype(&free)> memory;
   Parts parts;
   explicit Temporary(const Layer& layer)
-      : memory((Parts(layer, count), (char*)aligned_alloc(64, (int64_t)count.next)), &free), parts(start(layer)) {}
+      : memory((Parts(layer, count), (char*)allocate(64, (int64_t)count.next)), &free), parts(start(layer)) {}
   Parts start(const Layer& layer) {
     Arena arena{memory.get()};
     return Parts(layer, arena);

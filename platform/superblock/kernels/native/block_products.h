@@ -1,4 +1,4 @@
-// The two products that the experts are made of, in blocks of 32 x 32: rows times weights, and gradients of weights.
+// The two products that layers are made of, in blocks of 32 x 32: rows times weights, and gradients of weights.
 // fp32 at every level; bf16 by AVX-512's dot products of pairs, or by the tiles of AMX.
 #pragma once
 #include "strips.h"
@@ -126,4 +126,13 @@ static void gradient(const T* A0, const T* A1, const T* left, const T* right, in
   for (int i = 0; i < BLOCK; i += ROWS)
     multiply_strips((i < STRIP ? A0 : A1) + i % STRIP * WORD<T>, WORD<T>, STRIP * WORD<T>, left, right, rows / WORD<T>,
                     add, (i < STRIP ? top : bottom) + i % STRIP * ldc, ldc);
+}
+
+// f with what the level multiplies for rows of this kind: pairs of bf16 where it can, floats elsewhere.
+template <class F>
+static void with_operand(bool half, F f) {
+#if defined(__AVX512BF16__)
+  if (half) return f((bf16)0);
+#endif
+  f(0.0f);
 }

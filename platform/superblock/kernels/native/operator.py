@@ -107,3 +107,15 @@ def plain(*arguments: Any) -> bool:
         elif isinstance(argument, Tensor):
             return False
     return True
+
+
+def in_memory(gradient: Tensor) -> Tensor:
+    """A gradient as kernels read it: contiguous, and written out where torch only knows that it is zero."""
+    return gradient.clone() if gradient._is_zerotensor() else gradient.contiguous()
+
+
+def shapes_fit(what: str, **tensors: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """Raises ValueError unless each tensor that is there has the shape beside it: a kernel would read past its end."""
+    for name, (tensor, shape) in tensors.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{what}: {name} is {list(tensor.shape)}, not {list(shape)}")

@@ -32,7 +32,7 @@ struct Right {
   }
 };
 
-// Y [N, columns] = X [N, K] times the right operand. prepare(n, j) is told which 32 x 32 results come next, emit(n, j, y)
+// Y [N, columns] = X [N, K] times the right operand. prepare(n, j) is told which 32 results of a row come soon, emit(n, j, y)
 // gets W elements of row n from column j on.
 template <class T, class Prepare, class Emit>
 static void project(const Matrix& x, int64_t N, int64_t K, const Right& right, int64_t columns, int64_t threads,
@@ -104,13 +104,4 @@ static void weight_gradient(const Matrix& dy, const Matrix& x, int64_t N, int64_
       }
     }
   }
-}
-
-// f with what the level multiplies for rows of this kind: pairs of bf16 where it can, floats elsewhere.
-template <class F>
-static void with_operand(bool half, F f) {
-#if defined(__AVX512BF16__)
-  if (half) return f((bf16)0);
-#endif
-  f(0.0f);
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <algorithm>
@@ -188,6 +189,15 @@ struct FlushSubnormals {
 #endif
 };
 
+// Memory that `free` takes. Nobody could catch an exception: where there is none left, the process ends with a line that
+// says so.
+static void* allocate(size_t alignment, size_t bytes) {
+  void* memory = aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  if (memory || !bytes) return memory;
+  fprintf(stderr, "superblock: no %zu MiB of memory left for a C++ kernel\n", bytes >> 20);
+  abort();
+}
+
 // Memory of the calling thread, aligned to a cache line; the next call may hand out the same.
 template <class T>
 static T* scratch(size_t count) {
@@ -199,7 +209,7 @@ static T* scratch(size_t count) {
   size_t bytes = (count * sizeof(T) + 4095) / 4096 * 4096;
   if (block.bytes < bytes) {
     free(block.memory);
-    block.memory = aligned_alloc(4096, bytes);
+    block.memory = allocate(4096, bytes);
     block.bytes = bytes;
   }
   return (T*)block.memory;
