@@ -62,7 +62,8 @@ ENTRY void gates_backward(const float* x, int64_t outer, int64_t inner, const fl
                           const float* bias, double strength, const float* ba, const float* dg, const float* dbeta,
                           float* dx, float* dweight, float* dA_log, float* dbias, float* partial, int64_t N, int64_t T,
                           int64_t D, int64_t H, int64_t threads) {
-  gates::backward(x, outer, inner, weight, A_log, bias, strength, ba, dg, dbeta, dx, dweight, dA_log, dbias, partial, N, T, D, H, threads);
+  gates::backward(x, outer, inner, weight, A_log, bias, strength, ba, dg, dbeta, dx, dweight, dA_log, dbias, partial, N,
+                  T, D, H, threads);
 }
 
 // Every function of the layer begins with these; see layer.h. Weights of the projections are all bf16 if `weights_half`.

@@ -6,10 +6,12 @@
 #include "arena.h"
 #include "block_products.h"
 
-// Right operands lie in memory of the calling thread that all threads read, apart from their own scratch.
+// Memory of the calling thread for what all threads read; each thread's own scratch is another.
 template <class T>
 static T* common_scratch(int64_t count) {
-  struct Common { T element; };  // a type of its own has memory of its own
+  struct Common {  // `scratch` has memory of its own for every type
+    T element;
+  };
   return (T*)scratch<Common>(count);
 }
 
