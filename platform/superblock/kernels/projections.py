@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-_MULTIPLE = 32
+MULTIPLE = 32
+"""Every width that the C++ products meet must be a multiple of this: their blocks are 32 wide."""
 
 
 def unfit_projections(enter: Tensor, leave: Tensor, dtype: torch.dtype) -> str | None:
@@ -18,6 +19,6 @@ def unfit_projections(enter: Tensor, leave: Tensor, dtype: torch.dtype) -> str |
 def unfit_width(*weights: Tensor) -> str | None:
     """Why the C++ products refuse such projections, in words; None if they do not."""
     for width in (width for weight in weights for width in weight.shape):
-        if width % _MULTIPLE or not width:
-            return f"width {width} of a projection is not a multiple of {_MULTIPLE}"
+        if width % MULTIPLE or not width:
+            return f"width {width} of a projection is not a multiple of {MULTIPLE}"
     return None

@@ -71,15 +71,22 @@ struct Columns {
   }
 };
 
+// Adds to s, which is zero, the products of queries with ROWS keys from k0 on, -inf where a column does not see the key.
+template <class Mode>
+INLINE void scores_of(const Problem& p, const Columns<Mode>& c, const Sight& seen, Packed<Mode> packed, int64_t k0,
+                      V (&s)[ROWS][COLUMNS]) {
+  int words = (int)p.K / Mode::PER_WORD;
+  accumulate<Mode, false>(s, packed.keys + (k0 - p.first()) * words, words, c.queries, COLUMN_BLOCK, 0, words);
+  if (!(k0 >= seen.all_from && k0 + ROWS - 1 <= seen.all_to)) c.hide(k0, s);
+}
+
 // Products of queries and the keys k0 .. k0 + count to `scores`, not yet scaled; raises the largest per column.
 template <class Mode>
 static __attribute__((noinline)) void score(const Problem& p, Columns<Mode>& c, const Sight& seen, Packed<Mode> packed,
                                             int64_t k0, int count) {
-  int words = (int)p.K / Mode::PER_WORD;
   for (int m = 0; m < count; m += ROWS) {
     V s[ROWS][COLUMNS] = {};
-    accumulate<Mode, false>(s, packed.keys + (k0 - p.first() + m) * words, words, c.queries, COLUMN_BLOCK, 0, words);
-    if (!(k0 + m >= seen.all_from && k0 + m + ROWS - 1 <= seen.all_to)) c.hide(k0 + m, s);
+    scores_of(p, c, seen, packed, k0 + m, s);
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
@@ -107,13 +114,11 @@ static void take_in(const Problem& p, Columns<Mode>& c, Packed<Mode> packed, int
 template <class Mode>
 static __attribute__((noinline)) bool walk_on(const Problem& p, Columns<Mode>& c, const Sight& seen, Packed<Mode> packed,
                                               int64_t k0, int count, float scale) {
-  int words = (int)p.K / Mode::PER_WORD;
   V largest[COLUMNS], most[COLUMNS], total[COLUMNS];
   for (int j = 0; j < COLUMNS; j++) largest[j] = c.largest[j], most[j] = splat(-INFINITY), total[j] = c.total[j];
   for (int m = 0; m < count; m += ROWS) {
     V s[ROWS][COLUMNS] = {};
-    accumulate<Mode, false>(s, packed.keys + (k0 - p.first() + m) * words, words, c.queries, COLUMN_BLOCK, 0, words);
-    if (!(k0 + m >= seen.all_from && k0 + m + ROWS - 1 <= seen.all_to)) c.hide(k0 + m, s);
+    scores_of(p, c, seen, packed, k0 + m, s);
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4

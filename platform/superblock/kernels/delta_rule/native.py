@@ -178,42 +178,24 @@ def rule_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, g, beta and of the initial state, which is empty unless the rows `continued` one."""
     dq, dk, dv, dg, dbeta, dinitial = _gradients(q_BTGK, do_BTHV, g_BTH, continued)
-    write_gradients(
-        (do_BTHV, dlast_BHKV), (q_BTGK, k_BTGK, g_BTH, beta_BTH, documents_BT, states, residuals), chunk,
-        (dq, dk, dv, dg, dbeta, dinitial if continued else None),
-    )  # fmt: skip
-    return dq, dk, dv, dg, dbeta, dinitial
-
-
-def write_gradients(
-    upstream: tuple[Tensor, Tensor | None],
-    kept: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor],
-    chunk: int,
-    to: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None],
-) -> None:
-    """Into `to`, in the order of `rule_backward`'s results; those of q, k and v may be slices of longer rows."""
-    (do, dlast), (q, k, g, beta, documents, states, residuals), (dq, dk, dv, dg, dbeta, dinitial) = upstream, kept, to
-    assert all(d.stride(-1) == 1 and d.dtype == q.dtype for d in (dq, dk, dv)), (
-        "gradients are written where they are wanted"
-    )
-    q, k = _last_contiguous(q), _last_contiguous(k)
+    q, k = _last_contiguous(q_BTGK), _last_contiguous(k_BTGK)
     B, T, G, K = q.shape
-    H, V = do.shape[2:]
-    in_place = G == H and dq.stride() == dk.stride()
-    each = (dq, dk) if in_place else [dq.new_empty(B, T, H, K, dtype=q.dtype if G == H else dg.dtype) for _ in range(2)]
+    H, V = do_BTHV.shape[2:]
+    each = (dq, dk) if G == H else [dq.new_empty(B, T, H, K, dtype=dg.dtype) for _ in range(2)]
     LIBRARY.call(
         "delta_rule_backward",
-        *(q, k, None, g, beta, documents),
+        *(q, k, None, g_BTH, beta_BTH, documents_BT),
         *_steps(q, k),
         *(0, 0, 0),
         *_sizes(q, H, V, chunk),
-        dinitial is None,
-        *(do.contiguous(), None if dlast is None else dlast.contiguous(), states, residuals),
-        *(*each, dv, *_steps(each[0], dv), dg, dbeta, dinitial),
+        not continued,
+        *(do_BTHV.contiguous(), None if dlast_BHKV is None else dlast_BHKV.contiguous(), states, residuals),
+        *(*each, dv, *_steps(each[0], dv), dg, dbeta, dinitial if continued else None),
     )
-    if not in_place:
+    if G != H:
         for shared, of_head in zip((dq, dk), each, strict=True):
             shared.copy_(of_head.view(B, T, G, H // G, K).sum(3))
+    return dq, dk, dv, dg, dbeta, dinitial
 
 
 def _gradients(q: Tensor, do: Tensor, g: Tensor, continued: bool) -> tuple[Tensor, ...]:

@@ -87,29 +87,14 @@ def convolve_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, the weights and the state before, which is empty without one."""
     dx, dweight, dstate = _gradients(x_BTC, weight_CW, state_BWC)
-    write_gradients(dy_BTC, x_BTC, weight_CW, state_BWC, documents_BT, dx, dweight, dstate)
-    return dx, dweight, dstate
-
-
-def write_gradients(
-    dy_BTC: Tensor,
-    x_BTC: Tensor,
-    weight_CW: Tensor,
-    state_BWC: Tensor | None,
-    documents_BT: Tensor | None,
-    dx_BTC: Tensor,
-    dweight_CW: Tensor,
-    dstate_BWC: Tensor | None,
-) -> None:
-    """Into the last three, of which `dx` may be slices of longer rows."""
     B, _, C = x_BTC.shape
-    assert dx_BTC.stride(2) == 1 and dx_BTC.dtype == x_BTC.dtype, "a gradient is written where it is wanted"
     LIBRARY.call(
         "convolution_backward",
         *_arguments(x_BTC, weight_CW, state_BWC, documents_BT),
-        *(dy_BTC.contiguous(), dx_BTC, dx_BTC.stride(0), dx_BTC.stride(1)),
-        *(None if state_BWC is None else dstate_BWC, weight_CW.new_empty(B, weight_CW.shape[1], C), dweight_CW),
+        *(dy_BTC.contiguous(), dx, dx.stride(0), dx.stride(1)),
+        *(None if state_BWC is None else dstate, weight_CW.new_empty(B, weight_CW.shape[1], C), dweight),
     )
+    return dx, dweight, dstate
 
 
 def _gradients(x: Tensor, weight: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

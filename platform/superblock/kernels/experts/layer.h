@@ -32,14 +32,16 @@ struct RouterColumns {
   }
 };
 
-// What the experts write on the way, and the gradient of the normed tokens.
+// What the experts write on the way, and backwards the gradient of the normed tokens.
 template <class T>
-struct Rooms {
-  T* parts;    // [N k, D]
-  float* dh;   // [N, D], of which a gradient in bf16 uses half
-  Rooms(const MoELayer& l, Arena& arena) {
-    parts = arena.take<T>(l.problem.N * l.problem.k * l.problem.D), dh = arena.take(l.problem.N * l.problem.D);
-  }
+struct OnTheWay {
+  T* parts;  // [N k, D]
+  OnTheWay(const MoELayer& l, Arena& arena) { parts = arena.take<T>(l.problem.N * l.problem.k * l.problem.D); }
+};
+template <class T>
+struct OnTheWayBack : OnTheWay<T> {
+  float* dh;  // [N, D], of which a gradient in bf16 uses half
+  OnTheWayBack(const MoELayer& l, Arena& arena) : OnTheWay<T>(l, arena) { dh = arena.take(l.problem.N * l.problem.D); }
 };
 
 // y [N, D], stats [4]: the router's three, and the shared part's share of the result beside the routed part's.
@@ -48,7 +50,7 @@ static void layer_forward(const MoELayer& l, const Matrix& y, float* loss, float
   const Problem& p = l.problem;
   const RouterColumns columns(l);
   route(columns.of(l), {l.index, l.weight, l.gate, l.scores, l.lse, loss, counts, stats}, threads);
-  Temporary<Rooms<T>, MoELayer> temporary(l);
+  Temporary<OnTheWay<T>, MoELayer> temporary(l);
   std::vector<float> power(2 * l.router.blocks());
   forward(p, y, l.router.norm.x, (T*)l.hidden, (T*)l.shared_hidden, temporary.parts.parts, power.data(), threads);
   double routed = 0, shared = 0;
@@ -72,7 +74,7 @@ static void layer_backward(const MoELayer& l, const Matrix& dy, float dloss, con
   const Router& router = l.router;
   std::vector<float> dweight(dy.data ? p.N * p.k : 0), dgate(dy.data && l.gate ? p.N : 0);
   Matrix dh{nullptr, p.D, router.h.half};
-  Temporary<Rooms<T>, MoELayer> temporary(l);
+  Temporary<OnTheWayBack<T>, MoELayer> temporary(l);
   if (dy.data) {
     Gradients experts = to.experts;
     dh.data = temporary.parts.dh;

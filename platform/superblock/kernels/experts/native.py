@@ -23,9 +23,8 @@ from superblock.kernels.experts.loop import loop, swiglu
 from superblock.kernels.native import NativeLibrary, native_operator
 from superblock.kernels.native.operator import wanted
 from superblock.kernels.precision import compute_dtype
+from superblock.kernels.projections import MULTIPLE
 
-MULTIPLE = 32
-"""Every width must be a multiple of this: the products' blocks are 32 wide."""
 _READS = (torch.float32, torch.bfloat16)
 
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from superblock.kernels.experts.native import LIBRARY, MULTIPLE, _rows
+from superblock.kernels.experts.native import LIBRARY, _rows
 from superblock.kernels.native import native_operator
+from superblock.kernels.projections import MULTIPLE
 
 
 class Routes(NamedTuple):

@@ -18,15 +18,15 @@ ENTRY void rms_norm_forward(const void* x, int64_t x_half, int64_t x_outer, int6
 ENTRY void rms_norm_backward(const void* x, int64_t x_half, int64_t x_outer, int64_t x_inner, const float* weight,
                              int64_t per_row, const float* scales, const void* dy, int64_t y_half, int64_t dy_outer,
                              int64_t dy_inner, const float* dwide, int64_t dwide_outer, int64_t dwide_inner,
-                             const void* stream, int64_t stream_outer, int64_t stream_inner, void* dx, float* dweight,
-                             float* partial, int64_t M, int64_t G, int64_t D, int64_t threads) {
+                             void* dx, float* dweight, float* partial, int64_t M, int64_t G, int64_t D,
+                             int64_t threads) {
   Shape s{M, G, D, per_row != 0};
   with_type(x_half, [&](auto x_type) {
     with_type(y_half, [&](auto y_type) {
       using X = Element<decltype(x_type)>;
       using Y = Element<decltype(y_type)>;
       backward<X, Y, None>(s, {(const X*)x, x_outer, x_inner}, weight, {}, scales, {(const Y*)dy, dy_outer, dy_inner},
-                           {dwide, dwide_outer, dwide_inner}, {(const X*)stream, stream_outer, stream_inner}, (X*)dx, {},
+                           {dwide, dwide_outer, dwide_inner}, {}, (X*)dx, {},
                            dweight, partial, threads);
     });
   });

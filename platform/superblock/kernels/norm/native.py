@@ -70,21 +70,16 @@ def rms_norm_backward(
     scale_R: Tensor,
     dy_D: Tensor | None,
     dwide_D: Tensor | None,
-    dstream_D: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `x` and of `weight`, in their dtypes; of `weight` the same bits for any number of threads.
-
-    `dstream` is added to that of `x`: its gradient by whoever else reads it, in its dtype.
-    """
+    """Gradients of `x` and of `weight`, in their dtypes; of `weight` the same bits for any number of threads."""
     x, weight = rows_of(x_D), weight_D.float().contiguous()
     dx_D, dweight = x_D.new_empty(x_D.shape), torch.empty_like(weight)
     partial = weight.new_empty(_MAX_BLOCKS, weight.numel())
     dy = (None, 0, 0) if dy_D is None else rows_of(dy_D)
     dwide = (None, 0, 0) if dwide_D is None else rows_of(dwide_D)
-    dstream = (None, 0, 0) if dstream_D is None else rows_of(dstream_D)
     LIBRARY.call(
         "rms_norm_backward", x.tensor, _half(x_D.dtype), x.outer, x.inner, weight, int(weight.ndim > 1), scale_R,
-        dy[0], 0 if dy_D is None else _half(dy_D.dtype), *dy[1:], *dwide, *dstream, dx_D, dweight, partial, *row_counts(x_D),
+        dy[0], 0 if dy_D is None else _half(dy_D.dtype), *dy[1:], *dwide, dx_D, dweight, partial, *row_counts(x_D),
     )  # fmt: skip
     return dx_D, dweight.to(weight_D.dtype)
 
@@ -96,7 +91,6 @@ def _(
     scale_R: Tensor,
     dy_D: Tensor | None,
     dwide_D: Tensor | None,
-    dstream_D: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return x_D.new_empty(x_D.shape), weight_D.new_empty(weight_D.shape)
 
@@ -142,25 +136,14 @@ def gated_rms_norm_backward(
     x_D: Tensor, weight_D: Tensor, gate_D: Tensor, scale_R: Tensor, dy_D: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `x`, `weight` and `gate`, in their dtypes; of `weight` the same bits for any number of threads."""
-    dgate_D = gate_D.new_empty(gate_D.shape)
-    dx_D, dweight = gated_rms_norm_gradients(x_D, weight_D, gate_D, scale_R, dy_D, dgate_D)
-    return dx_D, dweight, dgate_D
-
-
-def gated_rms_norm_gradients(
-    x_D: Tensor, weight_D: Tensor, gate_D: Tensor, scale_R: Tensor, dy_D: Tensor, dgate_D: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The first two of `gated_rms_norm_backward`; the third is written to `dgate`, whose rows two strides describe."""
     x, gate, dy, weight = rows_of(x_D), rows_of(gate_D), rows_of(dy_D), weight_D.float().contiguous()
-    dgate = rows_of(dgate_D)
-    assert dgate.tensor is dgate_D and dgate_D.dtype == gate_D.dtype, "a gradient is written where it is wanted"
-    dx_D = x_D.new_empty(x_D.shape)
+    dx_D, dgate_D = x_D.new_empty(x_D.shape), gate_D.new_empty(gate_D.shape)
     dweight, partial = torch.empty_like(weight), weight.new_empty(_MAX_BLOCKS, weight.numel())
     LIBRARY.call(
         "gated_rms_norm_backward", *x, weight, gate.tensor, _half(gate_D.dtype), gate.outer, gate.inner, scale_R,
-        dy.tensor, _half(dy_D.dtype), dy.outer, dy.inner, dx_D, *dgate, dweight, partial, *row_counts(x_D),
+        dy.tensor, _half(dy_D.dtype), dy.outer, dy.inner, dx_D, *rows_of(dgate_D), dweight, partial, *row_counts(x_D),
     )  # fmt: skip
-    return dx_D, dweight.to(weight_D.dtype)
+    return dx_D, dweight.to(weight_D.dtype), dgate_D
 
 
 @gated_rms_norm_backward.register_fake
