@@ -4,15 +4,17 @@
 // for rows that are a power of two apart would fall into the same few sets of the first cache.
 #pragma once
 #include "arena.h"
-#include "gemm.h"
+#include "block_products.h"
+#include "prefetch.h"
 
 constexpr int PAD = 16;
 constexpr float EPS = 1e-6f;
 
 // C [M, N] = A [M, K] B [K, N], plus scale * D if ADD (D may be C); `gemm` for sizes known at run time, all multiples of 16.
+// Between its blocks it asks for what comes next.
 template <bool TRANSPOSED, bool ADD, Part PART>
 static __attribute__((noinline)) void multiply(int M, int N, int K, const float* A, int lda, const float* B, int ldb,
-                                               const float* D, int ldd, float scale, float* C, int ldc) {
+                                               const float* D, int ldd, float scale, float* C, int ldc, Prefetch& prefetch) {
   for (int n = 0; n < N;) {
     bool pair = n + COLUMNS * W <= N;
     for (int m = 0; m < M; m += ROWS) {
@@ -21,6 +23,7 @@ static __attribute__((noinline)) void multiply(int M, int N, int K, const float*
       int k_begin = PART == A_UPPER ? m : 0, k_end = PART == A_LOWER ? std::min(K, m + ROWS) : K;
       const float *a = TRANSPOSED ? A + m : A + (size_t)m * lda, *d = ADD ? D + (size_t)m * ldd + n : nullptr;
       float* c = C + (size_t)m * ldc + n;
+      prefetch.ask();
       if (pair && !(PART == OUT_LOWER && n + W > last))
         block<ROWS, COLUMNS, TRANSPOSED, ADD>(k_begin, k_end, a, lda, B + n, ldb, d, ldd, scale, c, ldc);
       else
@@ -115,17 +118,6 @@ static void unit_rows(const X* x, int64_t step, int count, int C, int K, float l
   for (int i = count; i < C; i++) memset(out + i * ld, 0, sizeof(float) * K);
 }
 
-// Asks for a row that another chunk reads or writes. Rows lie a token apart, which the processor does not foresee by itself:
-// without this a fifth of the time passes in waiting for them.
-template <class X>
-INLINE void ask(const X* x, int count) {
-  for (int j = 0; j < count; j += 64 / (int)sizeof(X)) __builtin_prefetch(x + j, 0, 2);
-}
-template <class X>
-INLINE void ask_to_write(X* x, int count) {
-  for (int j = 0; j < count; j += 64 / (int)sizeof(X)) __builtin_prefetch(x + j, 1, 2);
-}
-
 // S [rows, columns] of any row lengths to D.
 INLINE void copy_rows(int rows, int columns, const float* S, int lds, float* D, int ldd) {
   for (int i = 0; i < rows; i++)
@@ -143,8 +135,41 @@ INLINE void store_past(float* p, V x) {
 #endif
 }
 
+// Whether products of keys with keys and queries are taken of the raw rows: of pairs of bf16 they are exact but for their
+// sum, more than those of unit rows, at half of the price. The factors come afterwards.
+#if defined(__AVX512BF16__)
+template <class X>
+constexpr bool RAW_PRODUCTS = sizeof(X) == 2;
+#else
+template <class X>
+constexpr bool RAW_PRODUCTS = false;
+#endif
+
+// `C` rows `step` apart, side by side; zeros behind the first `count`.
+INLINE void copy_pairs(const bf16* x, int64_t step, int count, int C, int K, bf16* out, int ld) {
+  for (int i = 0; i < C; i++)
+    for (int j = 0; j < K; j += W)
+      *(VHLoose*)(out + i * ld + j) = i < count ? *(const VHLoose*)(x + i * step + j) : VHLoose{};
+}
+
+// The lower triangle of A B^T [C, C], B being strips of C rows, each `height` elements of 16 rows.
+template <class T>
+static void lower_products(int C, int K, const T* A, int lda, const T* strips, int height, float* out, int ldo,
+                           Prefetch& prefetch) {
+  constexpr int STEP = WORD<T>, ROW = STRIP * STEP;
+  for (int n = 0; n < C; n += 2 * STRIP)
+    for (int m = n; m < C; m += ROWS) {
+      const T *a = A + m * lda, *left = strips + n * height, *both[2] = {left, left + STRIP * height};
+      float* c = out + m * ldo + n;
+      prefetch.ask();
+      if (m < n + STRIP) multiply<T, 1>(a, lda, STEP, {left}, ROW, K / STEP, false, c, ldo);
+      else multiply<T, 2>(a, lda, STEP, both, ROW, K / STEP, false, c, ldo);
+    }
+}
+
 struct Chunk {
-  int K, C, ldk, ldc;
+  int K, C, ldk, ldc, ldr, height;
+  bf16 *rows, *strips;                // [2C, K] keys and queries as they are, and the keys' strips, for RAW_PRODUCTS
   float *KQ;                          // [2C, K] keys of length 1, then queries of length K^-0.5
   float *KQ_t;                        // [K, C] keys transposed
   float *D;                           // [C, C] decay from token j to i, zero above the diagonal and between documents
@@ -154,7 +179,8 @@ struct Chunk {
   float a;
   int length;                         // tokens; rows behind them are zero and change nothing
 
-  Chunk(int K, int C, Arena& arena) : K(K), C(C), ldk(K + PAD), ldc(C + PAD) {
+  Chunk(int K, int C, Arena& arena) : K(K), C(C), ldk(K + PAD), ldc(C + PAD), ldr(K + 2 * PAD), height((K + 31) / 32 * 32) {
+    rows = arena.take<bf16>(2 * C * ldr), strips = arena.take<bf16>(C * height);
     KQ = arena.take(2 * C * ldk), KQ_t = arena.take(K * ldc), D = arena.take(C * ldc);
     KK = arena.take(2 * C * ldc), P = KK + C * ldc;
     factor = arena.take(2 * C), beta = arena.take(C), e = arena.take(C), r = arena.take(C);
@@ -162,20 +188,40 @@ struct Chunk {
   }
 
   template <class X>
-  void prepare(const Head<X>& head, int64_t first) {
+  void prepare(const Head<X>& head, int64_t first, Prefetch& prefetch) {
     length = (int)std::min<int64_t>(C, head.tokens - first);
-    unit_rows(head.k + first * head.k_step, head.k_step, length, C, K, 1.0f, KQ, ldk, factor);
-    unit_rows(head.q + first * head.q_step, head.q_step, length, C, K, 1.0f / std::sqrt((float)K), KQ + C * ldk, ldk,
-              factor + C);
+    const X *k = head.k + first * head.k_step, *q = head.q + first * head.q_step;
+    const float unit = 1.0f / std::sqrt((float)K);
     decays(head, first);
-    transpose_any(C, K, KQ, ldk, KQ_t, ldc);
-    multiply<false, false, OUT_LOWER>(C, C, K, KQ, ldk, KQ_t, ldc, nullptr, 0, 0, KK, ldc);
-    multiply<false, false, OUT_LOWER>(C, C, K, KQ + C * ldk, ldk, KQ_t, ldc, nullptr, 0, 0, P, ldc);
-    mask(C, ldc, high, low, document, KK, P, D);
+    if constexpr (RAW_PRODUCTS<X>) {
+      bf16* queries = rows + C * ldr;
+      copy_pairs(k, head.k_step, length, C, K, rows, ldr);
+      copy_pairs(q, head.q_step, length, C, K, queries, ldr);
+      unit_rows(rows, ldr, length, C, K, 1.0f, KQ, ldk, factor);
+      unit_rows(queries, ldr, length, C, K, unit, KQ + C * ldk, ldk, factor + C);
+      for (int i = 0; i < C; i += STRIP) {
+        const float* words = (const float*)(rows + i * ldr);  // pairs
+        float* strip = (float*)(strips + i * height);
+        for (int w = 0; w < K / 2; w += STRIP) transpose<STRIP, STRIP>(words + w, ldr / 2, strip + w * STRIP, STRIP);
+      }
+      lower_products(C, K, rows, ldr, strips, height, KK, ldc, prefetch);
+      lower_products(C, K, queries, ldr, strips, height, P, ldc, prefetch);
+      mask(C, ldc, high, low, document, factor, KK, P, D);
+    } else {
+      unit_rows(k, head.k_step, length, C, K, 1.0f, KQ, ldk, factor);
+      unit_rows(q, head.q_step, length, C, K, unit, KQ + C * ldk, ldk, factor + C);
+      transpose_any(C, K, KQ, ldk, KQ_t, ldc);
+      multiply<false, false, OUT_LOWER>(C, C, K, KQ, ldk, KQ_t, ldc, nullptr, 0, 0, KK, ldc, prefetch);
+      multiply<false, false, OUT_LOWER>(C, C, K, KQ + C * ldk, ldk, KQ_t, ldc, nullptr, 0, 0, P, ldc, prefetch);
+      mask(C, ldc, high, low, document, nullptr, KK, P, D);
+    }
   }
 
   // Arguments instead of members, here and below: a store of a vector may change any member, for all the compiler knows.
-  static void mask(int C, int ldc, const float* high, const float* low, const float* document, float* KK, float* P, float* D) {
+  // `factor` [2C] null: the products are of unit rows. Where it is 0, for a row whose square is too large for a float, so is
+  // the product.
+  static void mask(int C, int ldc, const float* high, const float* low, const float* document, const float* factor, float* KK,
+                   float* P, float* D) {
     for (int i = 0; i < C; i++) {
       V row = splat((float)i), high_i = splat(high[i]), low_i = splat(low[i]), document_i = splat(document[i]);
       for (int j = 0; j <= i; j += W) {  // nobody reads the vectors above the diagonal
@@ -184,8 +230,13 @@ struct Chunk {
         VI before = (column < row) & (load(document + j) == document_i), until = before | (column == row);
         V decay = select(until, vexp((high_i - load(high + j)) + (low_i - load(low + j))), V{});
         store(d, decay);
-        store(kk, select(before, load(kk) * decay, V{}));
-        store(p, select(until, load(p) * decay, V{}));
+        V of_key = decay, of_query = decay;
+        if (factor) {
+          V shared = load(factor + j) * decay;
+          of_key = shared * factor[i], of_query = shared * factor[C + i];
+        }
+        store(kk, select(before & (of_key != 0.0f), load(kk) * of_key, V{}));
+        store(p, select(until & (of_query != 0.0f), load(p) * of_query, V{}));
       }
     }
   }
@@ -217,3 +268,12 @@ struct Chunk {
     a = e[C - 1];
   }
 };
+
+// What a head is computed in: memory of the calling thread, in parts that a constructor takes, which first only counts.
+template <class Parts>
+static Parts on_scratch(int K, int VD, int C) {
+  Arena count{};
+  Parts(K, VD, C, count);
+  Arena arena{scratch<char>((size_t)count.next)};
+  return Parts(K, VD, C, arena);
+}

@@ -5,10 +5,21 @@
 #pragma once
 #include "chunk.h"
 
-static size_t backward_scratch(int K, int VD, int C) {
-  return (size_t)C * (6 * (K + PAD) + 3 * (VD + PAD) + 6 * (C + PAD)) + K * (C + PAD) + VD * (C + PAD) + K * (VD + PAD) +
-         K * (C + PAD) + VD * (K + PAD) + (size_t)C * W + 32 * (C + 16);
-}
+struct BackwardParts {
+  Chunk chunk;
+  float *K_r, *U, *U_t, *Y_O;               // [C, K], [C, VD], [VD, C], [2C, VD]
+  float *dS, *S_t, *dK_rt, *dK_r;           // [K, VD], [VD, K], [K, C], [C, K]
+  float *dKQ, *dKK_P;                       // [2C, K], [2C, C]
+  float *d_log, *columns, *d_beta;          // [C], [C], [C, W]
+
+  BackwardParts(int K, int VD, int C, Arena& arena) : chunk(K, C, arena) {
+    const int ldk = K + PAD, ldv = VD + PAD, ldc = C + PAD;
+    K_r = arena.take(C * ldk), U = arena.take(C * ldv), U_t = arena.take(VD * ldc), Y_O = arena.take(2 * C * ldv);
+    dS = arena.take(K * ldv), S_t = arena.take(VD * ldk), dK_rt = arena.take(K * ldc), dK_r = arena.take(C * ldk);
+    dKQ = arena.take(2 * C * ldk), dKK_P = arena.take(2 * C * ldc);
+    d_log = arena.take(C), columns = arena.take(C), d_beta = arena.take(C * W);
+  }
+};
 
 // Where the gradients of one head go; tokens lie `*_step` elements apart.
 template <class X, class Y>
@@ -48,22 +59,37 @@ static void decay_backward(const Chunk& chunk, float* dKK, float* dP, float* row
   }
 }
 
+// D + D^T in place for D [C, C], which is zero on its diagonal; what lies above it is not read.
+static void symmetric(int C, float* D, int ldd) {
+  alignas(64) float turned[16 * 16];
+  for (int n = 0; n < C; n += 16) {
+    for (int m = 0; m < n; m += 16) transpose<16, 16>(D + n * ldd + m, ldd, D + m * ldd + n, ldd);
+    float* square = D + n * ldd + n;
+    transpose<16, 16>(square, ldd, turned, 16);
+    for (int i = 0; i < 16; i++)
+      for (int j = 0; j < 16; j += W) {
+        V row = splat((float)i), column = lanes() + (float)j, above = load(turned + i * 16 + j);
+        float* at = square + i * ldd + j;
+        store(at, select(column < row, load(at), select(row < column, above, V{})));
+      }
+  }
+}
+
 // `d_o` [T, VD] rows `o_step` apart; `states`, `residuals` from the forward pass; `d_last` [K, VD] or null.
 template <class X, class Y>
 static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step, const float* states, const float* residuals,
                           bool from_zero, const float* d_last, const Gradients<X, Y>& out) {
   const int K = head.K, VD = head.VD, C = head.C, ldk = K + PAD, ldv = VD + PAD, ldc = C + PAD;
-  Arena arena{(char*)scratch<float>(backward_scratch(K, VD, C))};
-  Chunk chunk(K, C, arena);
-  float *KQ = chunk.KQ, *K_r = arena.take(C * ldk), *U = arena.take(C * ldv), *U_t = arena.take(VD * ldc);
-  float *Y_O = arena.take(2 * C * ldv), *O = Y_O + C * ldv, *dS = arena.take(K * ldv);
-  float *dK_rt = arena.take(K * ldc), *S_t = arena.take(VD * ldk);
-  float *dKQ = arena.take(2 * C * ldk), *dK_r = arena.take(C * ldk), *dKK = arena.take(2 * C * ldc), *dP = dKK + C * ldc;
-  float *d_log = arena.take(C), *columns = arena.take(C), *d_beta = arena.take(C * W);
+  auto parts = on_scratch<BackwardParts>(K, VD, C);
+  Chunk& chunk = parts.chunk;
+  float *KQ = chunk.KQ, *K_r = parts.K_r, *U = parts.U, *U_t = parts.U_t, *Y_O = parts.Y_O, *O = Y_O + C * ldv;
+  float *dS = parts.dS, *S_t = parts.S_t, *dK_rt = parts.dK_rt, *dK_r = parts.dK_r, *dKQ = parts.dKQ;
+  float *dKK = parts.dKK_P, *dP = dKK + C * ldc, *d_log = parts.d_log, *columns = parts.columns, *d_beta = parts.d_beta;
   // copies, for a store of a vector may change any member, for all the compiler knows
   const float *e = chunk.e, *r = chunk.r, *beta = chunk.beta, *factor = chunk.factor;
   const X *q = head.q, *k = head.k;
   const int64_t q_step = head.q_step, k_step = head.k_step, count = (head.tokens + C - 1) / C;
+  Prefetch prefetch;
   bool silent = !d_last;  // nothing has asked anything of the state yet
   if (silent)
     memset(dS, 0, sizeof(float) * K * ldv);
@@ -73,16 +99,23 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
     const int64_t first = n * C;
     const bool empty = n == 0 && from_zero;  // the state before the chunk is zero
     const float* S = states + (size_t)n * K * VD;
-    chunk.prepare(head, first);
-    const int length = chunk.length;
     const int64_t before = first - C;
+    const int length = (int)std::min<int64_t>(C, head.tokens - first), earlier = n > 0 ? C : 0;
     const float *Z = residuals + first * VD, *d_out = d_o + first * o_step;
     Y *dq = out.q + first * out.q_step, *dk = out.k + first * out.q_step;
     X* dv = out.v + first * out.v_step;
     const int64_t dq_step = out.q_step, dv_step = out.v_step;
+    prefetch.clear();
+    prefetch.write(dv, dv_step, length, VD);
+    prefetch.write(dk, dq_step, length, K);
+    prefetch.write(dq, dq_step, length, K);
+    prefetch.read(k + before * k_step, k_step, earlier, K);
+    prefetch.read(q + before * q_step, q_step, earlier, K);
+    prefetch.read(d_o + before * o_step, o_step, earlier, VD);
+    prefetch.read(residuals + before * VD, VD, earlier, VD);
+    prefetch.read(S - (size_t)K * VD, VD, n > 0 ? K : 0, VD);
+    chunk.prepare(head, first, prefetch);
     for (int i = 0; i < C; i++) {
-      if (n > 0) ask(k + (before + i) * k_step, K), ask(q + (before + i) * q_step, K);
-      for (int j = i; j < K; j += C) ask(S + (size_t)j * VD, VD);
       for (int j = 0; j < K; j += W) store(K_r + i * ldk + j, load(KQ + i * ldk + j) * r[i]);
       for (int j = 0; j < VD; j += W) {
         store(O + i * ldv + j, i < length ? load(d_out + i * o_step + j) : V{});
@@ -91,10 +124,10 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
     }
     // dU = K_r dS + P^T dO, then the triangular system transposed, which leaves dY = beta (dU - KK^T dY)
     if (silent) {
-      multiply<true, false, A_UPPER>(C, VD, C, chunk.P, ldc, O, ldv, nullptr, 0, 0, Y_O, ldv);
+      multiply<true, false, A_UPPER>(C, VD, C, chunk.P, ldc, O, ldv, nullptr, 0, 0, Y_O, ldv, prefetch);
     } else {
-      multiply<false, false, FULL>(C, VD, K, K_r, ldk, dS, ldv, nullptr, 0, 0, Y_O, ldv);
-      multiply<true, true, A_UPPER>(C, VD, C, chunk.P, ldc, O, ldv, Y_O, ldv, 1, Y_O, ldv);
+      multiply<false, false, FULL>(C, VD, K, K_r, ldk, dS, ldv, nullptr, 0, 0, Y_O, ldv, prefetch);
+      multiply<true, true, A_UPPER>(C, VD, C, chunk.P, ldc, O, ldv, Y_O, ldv, 1, Y_O, ldv, prefetch);
     }
     memset(d_beta, 0, sizeof(float) * C * W);
     solve<true>(C, VD, chunk.KK, ldc, Y_O, ldv, [&](int row, int column, V du) {
@@ -107,11 +140,10 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
       return dy;
     });
     transpose_any(C, VD, U, ldv, U_t, ldc);
-    multiply<false, false, OUT_LOWER>(C, C, VD, Y_O, ldv, U_t, ldc, nullptr, 0, 0, dKK, ldc);
-    multiply<false, false, OUT_LOWER>(C, C, VD, O, ldv, U_t, ldc, nullptr, 0, 0, dP, ldc);
+    multiply<false, false, OUT_LOWER>(C, C, VD, Y_O, ldv, U_t, ldc, nullptr, 0, 0, dKK, ldc, prefetch);
+    multiply<false, false, OUT_LOWER>(C, C, VD, O, ldv, U_t, ldc, nullptr, 0, 0, dP, ldc, prefetch);
     decay_backward(chunk, dKK, dP, d_log, columns);
     for (int i = 0; i < C; i++) {
-      if (i < length) ask_to_write(dk + i * dq_step, K), ask_to_write(dq + i * dq_step, K);
       for (int j = 0; j < VD; j += W) {
         store(Y_O + i * ldv + j, load(Y_O + i * ldv + j) * -e[i]);
         store(O + i * ldv + j, load(O + i * ldv + j) * e[i]);
@@ -119,22 +151,21 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
     }
     float d_a = 0;
     if (!silent) {
-      multiply<false, false, FULL>(K, C, VD, dS, ldv, U_t, ldc, nullptr, 0, 0, dK_rt, ldc);
+      multiply<false, false, FULL>(K, C, VD, dS, ldv, U_t, ldc, nullptr, 0, 0, dK_rt, ldc, prefetch);
       transpose_any(K, C, dK_rt, ldc, dK_r, ldk);
     }
     if (!empty) {
       transpose_any(K, VD, S, VD, S_t, ldk);
-      multiply<false, false, FULL>(2 * C, K, VD, Y_O, ldv, S_t, ldk, nullptr, 0, 0, dKQ, ldk);
+      multiply<false, false, FULL>(2 * C, K, VD, Y_O, ldv, S_t, ldk, nullptr, 0, 0, dKQ, ldk, prefetch);
       V products{};
       if (!silent && chunk.a != 0)
         for (int i = 0; i < K; i++)
           for (int j = 0; j < VD; j += W) products += load(dS + i * ldv + j) * load(S + i * VD + j);
       d_a = sum(products);
     }
-    if (n > 0 || out.initial) multiply<true, true, FULL>(K, VD, 2 * C, KQ, ldk, Y_O, ldv, dS, ldv, chunk.a, dS, ldv);
+    if (n > 0 || out.initial) multiply<true, true, FULL>(K, VD, 2 * C, KQ, ldk, Y_O, ldv, dS, ldv, chunk.a, dS, ldv, prefetch);
     float survivors = 0;
     for (int i = 0; i < C; i++) {
-      if (n > 0) ask(d_o + (before + i) * o_step, VD), ask(residuals + (before + i) * VD, VD);
       V through_e{}, through_r{}, kept = splat(silent ? 0.0f : r[i]);
       for (int j = 0; j < K; j += W) {
         float *d_k = dKQ + i * ldk + j, *d_q = dKQ + (C + i) * ldk + j;
@@ -149,10 +180,10 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
       d_log[i] += (empty ? 0.0f : sum(through_e)) - lost - columns[i];
     }
     d_log[C - 1] += survivors + d_a * chunk.a;
-    multiply<false, true, A_LOWER>(C, K, C, dKK, ldc, KQ, ldk, dKQ, ldk, 1, dKQ, ldk);
-    multiply<false, true, A_LOWER>(C, K, C, dP, ldc, KQ, ldk, dKQ + C * ldk, ldk, 1, dKQ + C * ldk, ldk);
-    multiply<true, true, A_UPPER>(C, K, C, dKK, ldc, KQ, ldk, dKQ, ldk, 1, dKQ, ldk);
-    multiply<true, true, A_UPPER>(C, K, C, dP, ldc, KQ + C * ldk, ldk, dKQ, ldk, 1, dKQ, ldk);
+    symmetric(C, dKK, ldc);  // keys meet themselves in K K^T on both sides
+    multiply<false, true, FULL>(C, K, C, dKK, ldc, KQ, ldk, dKQ, ldk, 1, dKQ, ldk, prefetch);
+    multiply<false, true, A_LOWER>(C, K, C, dP, ldc, KQ, ldk, dKQ + C * ldk, ldk, 1, dKQ + C * ldk, ldk, prefetch);
+    multiply<true, true, A_UPPER>(C, K, C, dP, ldc, KQ + C * ldk, ldk, dKQ, ldk, 1, dKQ, ldk, prefetch);
     double running = 0;
     for (int i = C - 1; i >= 0; i--) {
       running += d_log[i];

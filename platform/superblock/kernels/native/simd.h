@@ -100,7 +100,7 @@ INLINE void write(T* p, V x, int64_t count) {
   memcpy(p, padded, count * sizeof(T));
 }
 
-INLINE V select(VI mask, V yes, V no) { return (V)(((VI)yes & mask) | ((VI)no & ~mask)); }
+INLINE V select(VI mask, V yes, V no) { return mask ? yes : no; }
 INLINE V vmax(V a, V b) {
 #if defined(__AVX512F__)
   return (V)_mm512_max_ps((__m512)a, (__m512)b);
@@ -133,15 +133,18 @@ INLINE float max_of(V x) {
 // e^x within 1 ulp or so; 0 below -87.3, at most e^88. NaN stays NaN: vmax and vmin give the second of two numbers if they
 // cannot be compared.
 INLINE V vexp(V x) {
+#if defined(__AVX512F__)
+  V y = vmin(splat(88.0f), x);
+  V n = (V)_mm512_roundscale_ps((__m512)(y * 1.44269504088896341f), 0);
+#else
   V y = vmin(splat(88.0f), vmax(splat(-87.33f), x));
   V n = y * 1.44269504088896341f;
-#if defined(__AVX512F__)
-  n = (V)_mm512_roundscale_ps((__m512)n, 0);
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   n = (V)_mm256_round_ps((__m256)n, 0);
 #else
   V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves no bits behind the point
   n = (n + magic) - magic;
+#endif
 #endif
   V r = y - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
@@ -151,9 +154,14 @@ INLINE V vexp(V x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+  __mmask16 large = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.33f), _CMP_NLT_UQ);
+  return (V)_mm512_maskz_scalef_ps(large, (__m512)p, (__m512)n);
+#else
   VI exponent = (__builtin_convertvector(n, VI) + 127) << 23;
   V result = p * (V)exponent;
   return select(x < -87.33f, V{}, result);
+#endif
 }
 INLINE V vsigmoid(V x) { return 1.0f / (1.0f + vexp(-x)); }
 INLINE V vsilu(V x) { return x * vsigmoid(x); }
