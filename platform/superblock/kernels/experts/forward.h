@@ -31,10 +31,10 @@ struct ForwardScratch {
 // One expert on the rows in s.x. `hidden` [rows, 2 F] is kept for backward unless null. emit(i, d, out) gets W
 // elements of a row's output.
 template <class T, class Emit>
-static void run_expert(const ForwardScratch<T>& s, int64_t rows, int64_t D, int64_t F, T* hidden, const Ahead& ahead,
+static void run_expert(const ForwardScratch<T>& s, int64_t rows, int64_t D, int64_t F, T* hidden, const Ahead (&ahead)[2],
                        const Emit& emit) {
   for (int64_t f = 0; f < F; f += STRIP) {
-    ahead.fetch(f / STRIP, F / STRIP);
+    for (const Ahead& next : ahead) next.fetch(f / STRIP, F / STRIP);
     const T* gate = s.gate_up + 2 * f * D;
     product(s.x, D, pad(rows), gate, gate + STRIP * D, D, s.tile);
     for (int64_t i = 0; i < pad(rows); i++)
@@ -70,9 +70,10 @@ static void forward(const Problem& p, const Matrix& y, const Matrix& stream, T* 
       if (piece.expert != packed) s.pack(p.expert(packed = piece.expert), D);
       gather(p.x, plan.token.data() + piece.begin, piece.rows, D, s.x);
       const Piece& next = plan.pieces[std::min(z + 1, pieces - 1)];
-      Ahead ahead{p.x, plan.token.data() + next.begin, next.rows, D};
       const int32_t* choice = plan.choice.data() + piece.begin;
       T* part = parts + piece.begin * D;
+      const Ahead ahead[2] = {{p.x, plan.token.data() + next.begin, next.rows, D},
+                              {{part, D, sizeof(T) == 2}, nullptr, piece.rows, D, true}};
       run_expert(s, piece.rows, D, p.F, hidden ? hidden + piece.begin * 2 * p.F : nullptr, ahead,
                  [&](int64_t i, int64_t d, V out) { store(part + i * D + d, out * p.weight[choice[i]]); });
     }
@@ -89,8 +90,8 @@ static void forward(const Problem& p, const Matrix& y, const Matrix& stream, T* 
       V routed_power{}, shared_power{};
       if (F) {
         gather(p.x.from(n0), nullptr, rows, D, s.x);
-        run_expert(s, rows, D, F, shared_hidden ? shared_hidden + n0 * 2 * F : nullptr,
-                   Ahead{p.x.from(n0), nullptr, 0, D},
+        const Ahead ahead[2] = {{{parts, D, sizeof(T) == 2}, plan.row.data() + n0 * p.k, rows * p.k, D}, {}};
+        run_expert(s, rows, D, F, shared_hidden ? shared_hidden + n0 * 2 * F : nullptr, ahead,
                    [&](int64_t i, int64_t d, V out) { store(s.out + i * D + d, out); });
       }
       for (int64_t i = 0; i < rows; i++) {

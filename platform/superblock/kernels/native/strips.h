@@ -51,17 +51,20 @@ INLINE void put_both(bf16* to, int, V first, V second) {
 }
 #endif
 
-// Rows that are multiplied next, brought into the second cache a few at a time, so that no line waits for a free place.
+// Rows that are read or written soon, brought into the second cache a few at a time, so that no line waits for a free place.
 struct Ahead {
   Matrix rows;
   const int32_t* which;
   int64_t count, columns;
+  bool write = false;
 
   void fetch(int64_t part, int64_t parts) const {
     int64_t size = rows.half ? sizeof(bf16) : sizeof(float);
     for (int64_t i = count * part / parts; i < count * (part + 1) / parts; i++) {
       const char* row = (const char*)rows.data + (which ? which[i] : i) * rows.stride * size;
-      for (int64_t at = 0; at < columns * size; at += 64) __builtin_prefetch(row + at, 0, 2);
+      for (int64_t at = 0; at < columns * size; at += 64)
+        if (write) __builtin_prefetch(row + at, 1, 2);
+        else __builtin_prefetch(row + at, 0, 2);
     }
   }
 };
