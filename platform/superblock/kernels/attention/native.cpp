@@ -71,45 +71,22 @@ ENTRY void attention_positions(const Problem* p, const void* q, const void* k, c
   run(*p, q, k, query_turn, key_turn, to_q, to_k, threads);
 }
 
-// Every function of the layer begins with these; see layer.h. Weights of the projections are all bf16 if `weights_half`.
-#define LAYER                                                                                                          \
-  void *x, int64_t x_half, const float *norm, void *qkvg, const float *query_norm, const float *key_norm, void *out,   \
-      int64_t weights_half, const float *cosine, const float *sine, const int64_t *positions, int64_t position_row,    \
-      int64_t position_step, int64_t B, int64_t T, int64_t D, int64_t H, int64_t G, int64_t K, int64_t M,              \
-      int64_t window, int64_t packed, int64_t rotated, int64_t half, double epsilon, void *h, float *scales,           \
-      void *rows, void *y, void *o, float *sums
-#define PASSED                                                                                                         \
-  x, x_half, norm, qkvg, query_norm, key_norm, out, weights_half, cosine, sine, positions, position_row,               \
-      position_step, B, T, D, H, G, K, M, window, packed, rotated, half, epsilon, h, scales, rows, y, o, sums
-
-static AttentionLayer layer_of(LAYER) {
-  Matrix enter{qkvg, D, weights_half != 0}, leave{out, H * K, weights_half != 0};
-  Turn query_turn{query_norm, cosine, sine, positions, (float)epsilon};
-  Turn key_turn{key_norm, cosine, sine, positions, (float)epsilon};
-  return {{{x, D, x_half != 0}, norm, (float)epsilon, enter, leave, B * T, D, M, H * K},
-          problem_of_rows(half != 0, B, T, H, G, K, M, window, packed != 0, rotated, position_row, position_step),
-          query_turn, key_turn, M > (H + 2 * G) * K, h, scales, rows, y, o, sums};
-}
-
-ENTRY void attention_layer_forward(LAYER, void* stream, int64_t threads) {
-  AttentionLayer l = layer_of(PASSED);
-  Matrix to{stream, D, x_half != 0};
-  with_operand(half != 0, [&](auto operand) {
+// `stream` [N, D] is what the layer makes of x, in its dtype.
+ENTRY void attention_layer_forward(const AttentionArguments* arguments, void* stream, int64_t threads) {
+  const AttentionLayer l(*arguments);
+  with_operand(l.half, [&](auto operand) {
     using Operand = decltype(operand);
-    if (half) layer_forward<bf16, Operand>(l, to, threads);
-    else layer_forward<float, float>(l, to, threads);
+    if (l.half) layer_forward<bf16, Operand>(l, l.as_stream(stream), threads);
+    else layer_forward<float, float>(l, l.as_stream(stream), threads);
   });
 }
 
-// `dstream` [N, D] in the dtype of x, as is dx; all other gradients are fp32.
-ENTRY void attention_layer_backward(LAYER, void* dstream, void* dx, float* dnorm, float* dqkvg, float* dquery_norm,
-                                    float* dkey_norm, float* dout, int64_t threads) {
-  AttentionLayer l = layer_of(PASSED);
-  Matrix from{dstream, D, x_half != 0};
-  AttentionGradients to{{dx, D, x_half != 0}, dnorm, dqkvg, dquery_norm, dkey_norm, dout};
-  with_operand(half != 0, [&](auto operand) {
+ENTRY void attention_layer_backward(const AttentionArguments* arguments, const AttentionGradients* gradients,
+                                    int64_t threads) {
+  const AttentionLayer l(*arguments);
+  with_operand(l.half, [&](auto operand) {
     using Operand = decltype(operand);
-    if (half) layer_backward<bf16, Operand>(l, from, to, threads);
-    else layer_backward<float, float>(l, from, to, threads);
+    if (l.half) layer_backward<bf16, Operand>(l, *gradients, threads);
+    else layer_backward<float, float>(l, *gradients, threads);
   });
 }

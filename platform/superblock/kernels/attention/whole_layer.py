@@ -18,10 +18,13 @@ from superblock.kernels.native import native_operator
 from superblock.kernels.native.arena import Parts, parts_of
 from superblock.kernels.native.library import agree
 from superblock.kernels.native.operator import in_memory, plain, shapes_fit, wanted
+from superblock.kernels.native.record import Filled, Record
 from superblock.kernels.norm.reference import reference_rms_norm
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.projections import unfit_projections
 
+_HEADER = LIBRARY.source.with_name("layer.h")
+_ARGUMENTS, _GRADIENTS = Record(_HEADER, "AttentionArguments"), Record(_HEADER, "AttentionGradients")
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -76,8 +79,8 @@ def grouped_query_layer(
     weights = Weights(norm, qkvg, query_norm, key_norm, out)
     stream, parts = x.new_empty(x.shape), _kept(x, weights, H, G, dtype)
     kept = parts.new(x)
-    problem = _problem(x, weights, positions, packed, H, G, window, rotated, theta, eps, dtype)
-    LIBRARY.call("attention_layer_forward", *problem, *parts.addresses(kept), stream)
+    settings = (packed, H, G, window, rotated, theta, eps, dtype)
+    LIBRARY.call("attention_layer_forward", _arguments(x, weights, positions, *settings, parts.addresses(kept)), stream)
     return stream, kept
 
 
@@ -95,10 +98,15 @@ def grouped_query_layer_backward(
     """Gradients of the six inputs from x to `out`, in their dtypes."""
     weights = Weights(norm, qkvg, query_norm, key_norm, out)
     dx, grads = x.new_empty(x.shape), [t.new_empty(t.shape, dtype=torch.float32) for t in weights]
-    problem = _problem(x, weights, positions, packed, H, G, window, rotated, theta, eps, dtype)
+    dnorm, dqkvg, dquery_norm, dkey_norm, dout = grads
+    settings = (packed, H, G, window, rotated, theta, eps, dtype)
     LIBRARY.call(
-        "attention_layer_backward", *problem, *_kept(x, weights, H, G, dtype).addresses(kept),
-        in_memory(dstream), dx, *grads,
+        "attention_layer_backward",
+        _arguments(x, weights, positions, *settings, _kept(x, weights, H, G, dtype).addresses(kept)),
+        _GRADIENTS(
+            dstream=in_memory(dstream), dx=dx, norm=dnorm, qkvg=dqkvg, query_norm=dquery_norm, key_norm=dkey_norm,
+            out=dout,
+        ),
     )  # fmt: skip
     return [dx, *(grad.to(t.dtype) for grad, t in zip(grads, weights, strict=True))]
 
@@ -108,11 +116,11 @@ def _(dstream, x, norm, qkvg, query_norm, key_norm, out, *_):  # type: ignore[no
     return [t.new_empty(t.shape) for t in (x, norm, qkvg, query_norm, key_norm, out)]
 
 
-def _problem(
+def _arguments(
     x: Tensor, weights: Weights, positions: Tensor, packed: bool, H: int, G: int, window: int, rotated: int,
-    theta: float, eps: float, dtype: torch.dtype,
-) -> tuple[Any, ...]:  # fmt: skip
-    """What both entry points begin with.
+    theta: float, eps: float, dtype: torch.dtype, places: dict[str, int | None],
+) -> Filled:  # fmt: skip
+    """What both entry points take; `places` are those of what is kept for the backward pass.
 
     Raises:
         ValueError: if shapes do not belong together, or a position is negative.
@@ -129,22 +137,23 @@ def _problem(
         positions=(positions, (B, T)),
     )
     positions = positions.to(torch.int64)
-    tables = native.rotations(positions, rotated, theta)
-    sizes = (*x.shape, H, G, len(query_norm), len(qkvg), window, packed, rotated)
-    return (
-        *(x.contiguous(), x.dtype == torch.bfloat16, norm.float().contiguous(), qkvg.contiguous()),
-        *(query_norm.float().contiguous(), key_norm.float().contiguous()),
-        *(out.contiguous(), out.dtype == torch.bfloat16, *tables, positions, *positions.stride()),
-        *(*sizes, dtype == torch.bfloat16, eps),
-    )
+    cosine, sine = native.rotations(positions, rotated, theta)
+    position_row, position_step = positions.stride()
+    return _ARGUMENTS(
+        x=x.contiguous(), norm=norm.float().contiguous(), qkvg=qkvg.contiguous(), out=out.contiguous(),
+        query_norm=query_norm.float().contiguous(), key_norm=key_norm.float().contiguous(),
+        cosine=cosine, sine=sine, positions=positions, position_row=position_row, position_step=position_step,
+        x_half=x.dtype == torch.bfloat16, weights_half=out.dtype == torch.bfloat16, half=dtype == torch.bfloat16,
+        B=B, T=T, D=D, H=H, G=G, K=K, M=len(qkvg), window=window, packed=packed, rotated=rotated, epsilon=eps, **places,
+    )  # fmt: skip
 
 
 def _kept(x: Tensor, weights: Weights, H: int, G: int, dtype: torch.dtype) -> Parts:
-    """The parts from `h` to `sums` of layer.h."""
+    """What layer.h keeps for the backward pass."""
     (B, T, D), K, M, row = x.shape, len(weights.query_norm_K), len(weights.qkvg_nKD), dtype.itemsize
     N, gated = B * T, M > (H + 2 * G) * K
     y = row * N * H * K
-    return parts_of(row * N * D, 4 * N, row * N * M, y, y if gated else 0, 4 * 2 * N * H)
+    return parts_of(h=row * N * D, scales=4 * N, rows=row * N * M, y=y, o=y if gated else 0, sums=4 * 2 * N * H)
 
 
 _TENSORS = 1 + len(Weights._fields) + 1  # x, the weights, the positions

@@ -10,23 +10,35 @@
 #include "mixer.h"
 #include "rule.h"
 
-struct DeltaLayer {
-  Ends ends;
+// What Python passes, by these names. Every tensor is contiguous.
+struct DeltaArguments {
+  void* x;                                   // [N, D], the stream
+  const float* norm;                         // [D]
+  void *qkvz, *out;                          // [M, D], [D, H VD]
   const float *conv, *ba, *A_log, *dt_bias;  // [C, taps], [2 H, D], [H], [H]
   const float* gated_norm;                   // [VD]
   const int32_t* documents;                  // [B, T] or null
+  int64_t x_half, weights_half, half;        // whether the stream, the two projections and rows are bf16
   int64_t B, T, D, G, H, K, VD, taps, chunk;
-  bool half;  // rows are bf16
-  double strength;
-  // what the backward pass needs, all contiguous
-  void* h;            // [N, D]
-  float* wide;        // [N, D], null if rows are floats: then it is h
-  float* scales;      // [N]
-  void *rows, *mixed; // [N, M], [N, C]
-  float *g, *beta, *ba_kept;
-  float *states, *residuals;  // null if nothing is kept for a backward pass
-  float *o, *gated_scales;    // [N, H VD], [N, H]
-  void* y;                    // [N, H VD]
+  double strength, epsilon;
+  // what the backward pass needs
+  void* h;                     // [N, D]
+  float* wide;                 // [N, D], null if rows are floats: then it is h
+  float* scales;               // [N]
+  void *rows, *mixed;          // [N, M], [N, C]
+  float *g, *beta, *ba_kept;   // as gates.h leaves them
+  float *states, *residuals;   // null if nothing is kept for a backward pass
+  float *o, *gated_scales;     // [N, H VD], [N, H]
+  void* y;                     // [N, H VD]
+};
+
+struct DeltaLayer : DeltaArguments {
+  Ends ends;
+
+  explicit DeltaLayer(const DeltaArguments& arguments) : DeltaArguments(arguments) {
+    Matrix enter{qkvz, D, weights_half != 0}, leave{out, values(), weights_half != 0};
+    ends = {{x, D, x_half != 0}, norm, (float)epsilon, enter, leave, N(), D, M(), values()};
+  }
 
   int64_t N() const { return B * T; }
   int64_t keys() const { return G * K; }
@@ -34,7 +46,8 @@ struct DeltaLayer {
   int64_t C() const { return 2 * keys() + values(); }
   int64_t M() const { return C() + values(); }
   const float* gate_input() const { return wide ? wide : (const float*)h; }
-  Matrix as_rows(void* data, int64_t width) const { return {data, width, half}; }
+  Matrix as_rows(void* data, int64_t width) const { return {data, width, half != 0}; }
+  Matrix as_stream(void* data) const { return {data, D, x_half != 0}; }
   convolution::Batch convolved() const { return {rows, nullptr, conv, documents, T * M(), M(), B, T, C(), taps}; }
   // Queries, keys and values as the rule reads them; without values for its backward pass.
   template <class E>
@@ -42,7 +55,8 @@ struct DeltaLayer {
     const E* q = (const E*)mixed;
     int64_t row = T * C(), step = C();
     const E* v = with_values ? q + 2 * keys() : nullptr;
-    return {q, q + keys(), v, g, beta, documents, row, step, K, row, step, K, row, step, VD, B, T, G, H, K, VD, chunk ? chunk : 16};
+    const int64_t C = chunk ? chunk : 16;
+    return {{q, q + keys(), v, g, beta, documents, row, step, K, row, step, K, row, step, VD, B, T, G, H, K, VD, C, half}};
   }
 };
 
@@ -60,10 +74,10 @@ static void layer_forward(const DeltaLayer& l, const Matrix& stream, int64_t thr
   leave<T>(l.ends, l.as_rows(l.y, l.values()), stream, threads);
 }
 
-// Of the inputs: dx [N, D] in the dtype of the stream, all others fp32.
+// `dstream` [N, D], and where gradients go: `dx` like it in the dtype of the stream, all others in fp32.
 struct DeltaGradients {
-  Matrix dx;
-  float *norm, *enter, *conv, *ba, *A_log, *dt_bias, *gated_norm, *leave;
+  void *dstream, *dx;
+  float *norm, *qkvz, *conv, *ba, *A_log, *dt_bias, *gated_norm, *out;
 };
 
 struct DeltaTemporaries {
@@ -98,29 +112,29 @@ static void share_heads(const DeltaLayer& l, const float* of_heads, E* to, int64
 }
 
 template <class E, class T>
-static void layer_backward(const DeltaLayer& l, const Matrix& dstream, const DeltaGradients& to, int64_t threads) {
+static void layer_backward(const DeltaLayer& l, const DeltaGradients& to, int64_t threads) {
+  const Matrix dstream = l.as_stream(to.dstream);
   const int64_t N = l.N(), C = l.C(), M = l.M(), keys = l.keys(), values = l.values();
   Temporary<DeltaTemporaries, DeltaLayer> temporary(l);
   const DeltaTemporaries& d = temporary.parts;
   const E* z = (const E*)l.rows + C;
-  leave_backward<T>(l.ends, dstream, l.as_rows(l.y, values), l.as_rows(d.y, values), to.leave, threads);
+  leave_backward<T>(l.ends, dstream, l.as_rows(l.y, values), l.as_rows(d.y, values), to.out, threads);
   norm::backward<float, E, E>({N, l.H, l.VD, false}, {l.o, values, l.VD}, l.gated_norm, {z, M, l.VD}, l.gated_scales,
                               {(const E*)d.y, values, l.VD}, {}, {}, d.o, {(E*)d.rows + C, M, l.VD}, to.gated_norm,
                               d.gated_norm, threads);
   E *dq = (E*)d.mixed, *dk = dq + keys, *dv = dk + keys;
   if (l.G == l.H) {
-    Targets targets{dq, dk, dv, l.T * C, C, l.K, l.T * C, C, l.VD};
-    backward_rule<E, E>(l.rule<E>(false), d.o, nullptr, l.states, l.residuals, true, targets, d.g, d.beta, nullptr, threads);
+    Targets targets{dq, dk, dv, d.g, d.beta, nullptr, l.T * C, C, l.K, l.T * C, C, l.VD};
+    backward_rule<E, E>(l.rule<E>(false), d.o, nullptr, l.states, l.residuals, true, targets, threads);
   } else {
-    Targets targets{d.q, d.k, dv, l.T * l.H * l.K, l.H * l.K, l.K, l.T * C, C, l.VD};
-    backward_rule<E, float>(l.rule<E>(false), d.o, nullptr, l.states, l.residuals, true, targets, d.g, d.beta, nullptr,
-                            threads);
+    Targets targets{d.q, d.k, dv, d.g, d.beta, nullptr, l.T * l.H * l.K, l.H * l.K, l.K, l.T * C, C, l.VD};
+    backward_rule<E, float>(l.rule<E>(false), d.o, nullptr, l.states, l.residuals, true, targets, threads);
     share_heads(l, (const float*)d.q, dq, threads);
     share_heads(l, (const float*)d.k, dk, threads);
   }
   gates::backward(l.gate_input(), l.T * l.D, l.D, l.ba, l.A_log, l.dt_bias, l.strength, l.ba_kept, d.g, d.beta, d.h, to.ba,
                   to.A_log, to.dt_bias, d.gates, N, l.T, l.D, l.H, threads);
   convolution::backward<E>(l.convolved(), (const E*)d.mixed, (E*)d.rows, l.T * M, M, nullptr, d.conv, to.conv, threads);
-  enter_backward<T>(l.ends, dstream, l.as_rows(d.rows, M), d.h, true, l.as_rows(l.h, l.D), l.scales, to.dx, to.norm,
-                    to.enter, threads);
+  enter_backward<T>(l.ends, dstream, l.as_rows(d.rows, M), d.h, true, l.as_rows(l.h, l.D), l.scales,
+                    l.as_stream(to.dx), to.norm, to.qkvz, threads);
 }

@@ -6,6 +6,7 @@ sequence keeps at most H cores busy. Results do not depend on the number of thre
 Legend: B sequences, T tokens, G key heads, H value heads (a multiple of G), N chunks, K key width, V value width.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor
 from superblock.kernels.delta_rule.native_library import LIBRARY
 from superblock.kernels.delta_rule.reference import recurrent
 from superblock.kernels.native import native_operator
+from superblock.kernels.native.record import Filled, Record
 from superblock.kernels.packing import PackInfo
 
+_HEADER = LIBRARY.source.with_name("rule.h")
+_ARGUMENTS, _TARGETS = Record(_HEADER, "RuleArguments"), Record(_HEADER, "Targets")
 FEW_TOKENS = 16
 """Below this many tokens, and without gradient, the recurrence runs: its products are smaller than a chunk's."""
 
@@ -88,9 +92,10 @@ def _last_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _steps(*tensors: Tensor) -> list[int]:
+def _steps(**tensors: Tensor) -> dict[str, int]:
     """How far rows, tokens and heads of each [B, T, heads, width] are apart."""
-    return [step for x in tensors for step in x.stride()[:3]]
+    names = [f"{name}_{axis}" for name in tensors for axis in ("row", "step", "head")]
+    return dict(zip(names, (step for x in tensors.values() for step in x.stride()[:3]), strict=True))
 
 
 def _belong_together(
@@ -134,9 +139,7 @@ def rule(
     o, last, states, residuals = _outputs(q, v, chunk, keep)
     LIBRARY.call(
         "delta_rule_forward",
-        *(q, k, v, g_BTH, beta_BTH, documents_BT),
-        *_steps(q, k, v),
-        *_sizes(q, v.shape[2], v.shape[3], chunk or 16),
+        _arguments(q, k, v, g_BTH, beta_BTH, documents_BT, v.shape[2:], chunk or 16),
         not chunk,
         *(initial_BHKV, o, last),
         *((states, residuals) if keep else (None, None)),
@@ -144,9 +147,23 @@ def rule(
     return o, last, states, residuals
 
 
-def _sizes(q: Tensor, H: int, V: int, chunk: int) -> list[int]:
-    B, T, G, K = q.shape
-    return [B, T, G, H, K, V, chunk, q.dtype == torch.bfloat16]
+def _arguments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    g: Tensor,
+    beta: Tensor,
+    documents: Tensor | None,
+    values: Sequence[int],
+    chunk: int,
+) -> Filled:
+    """What both entry points take; `values` are H and V."""
+    (B, T, G, K), (H, V) = q.shape, values
+    steps = _steps(q=q, k=k, v=q if v is None else v)  # without values nobody takes their steps
+    return _ARGUMENTS(
+        q=q, k=k, v=v, g=g, beta=beta, documents=documents, B=B, T=T, G=G, H=H, K=K, VD=V, C=chunk,
+        half=q.dtype == torch.bfloat16, **steps,
+    )  # fmt: skip
 
 
 def _outputs(q: Tensor, v: Tensor, chunk: int, keep: bool) -> Quadruple:
@@ -184,14 +201,14 @@ def rule_backward(
     each = (dq, dk) if G == H else [dq.new_empty(B, T, H, K, dtype=dg.dtype) for _ in range(2)]
     LIBRARY.call(
         "delta_rule_backward",
-        *(q, k, None, g_BTH, beta_BTH, documents_BT),
-        *_steps(q, k),
-        *(0, 0, 0),
-        *_sizes(q, H, V, chunk),
+        _arguments(q, k, None, g_BTH, beta_BTH, documents_BT, (H, V), chunk),
         not continued,
         *(do_BTHV.contiguous(), None if dlast_BHKV is None else dlast_BHKV.contiguous(), states, residuals),
-        *(*each, dv, *_steps(each[0], dv), dg, dbeta, dinitial if continued else None),
-    )
+        _TARGETS(
+            q=each[0], k=each[1], v=dv, g=dg, beta=dbeta, initial=dinitial if continued else None,
+            **_steps(key=each[0], v=dv),
+        ),
+    )  # fmt: skip
     if G != H:
         for shared, of_head in zip((dq, dk), each, strict=True):
             shared.copy_(of_head.view(B, T, G, H // G, K).sum(3))

@@ -8,13 +8,17 @@
 #include "chunk_forward.h"
 #include "recurrent.h"
 
-struct Batch {
-  const void *q, *k, *v;
+// What Python passes, by these names.
+struct RuleArguments {
+  const void *q, *k, *v;     // v null: of no use backwards
   const float *g, *beta;
   const int32_t* documents;  // [B, T] or null
   int64_t q_row, q_step, q_head, k_row, k_step, k_head, v_row, v_step, v_head;  // strides in elements
   int64_t B, T, G, H, K, VD, C;
+  int64_t half;  // q, k and v are bf16, else fp32
+};
 
+struct Batch : RuleArguments {
   template <class X>
   Head<X> head(int64_t task) const {
     int64_t b = task / H, h = task % H, shared = h / (H / G), gate = b * T * H + h;
@@ -30,7 +34,7 @@ struct Batch {
 
 template <class X>
 static void forward_rule(const Batch& in, const float* initial, float* o, float* states, float* residuals, float* last,
-                    bool recurrent, int64_t threads) {
+                         bool recurrent, int64_t threads) {
   const int64_t square = in.K * in.VD, chunks = (in.T + in.C - 1) / in.C;
 #pragma omp parallel num_threads(threads)
   {
@@ -49,16 +53,18 @@ static void forward_rule(const Batch& in, const float* initial, float* o, float*
   }
 }
 
-// Where gradients of queries, keys and values go, and how far apart rows, tokens and heads lie there, in elements.
+// Where gradients go, and how far apart rows, tokens and heads of the first three lie there, in elements. Python passes it, too.
 struct Targets {
   void *q, *k, *v;
+  float *g, *beta;
+  float* initial;                       // null: not wanted
   int64_t key_row, key_step, key_head;  // of q and of k
   int64_t v_row, v_step, v_head;
 };
 
 template <class X, class Y>
 static void backward_rule(const Batch& in, const float* d_o, const float* d_last, const float* states, const float* residuals,
-                     bool from_zero, const Targets& to, float* dg, float* d_beta, float* d_initial, int64_t threads) {
+                          bool from_zero, const Targets& to, int64_t threads) {
   const int64_t square = in.K * in.VD, chunks = (in.T + in.C - 1) / in.C;
 #pragma omp parallel num_threads(threads)
   {
@@ -67,8 +73,8 @@ static void backward_rule(const Batch& in, const float* d_o, const float* d_last
     for (int64_t task = 0; task < in.B * in.H; task++) {
       const int64_t b = task / in.H, h = task % in.H, gate = b * in.T * in.H + h;
       const int64_t key = b * to.key_row + h * to.key_head, value = b * to.v_row + h * to.v_head;
-      Gradients<X, Y> out{(Y*)to.q + key, (Y*)to.k + key, (X*)to.v + value, dg + gate, d_beta + gate,
-                          d_initial ? d_initial + task * square : nullptr, to.key_step, to.v_step, in.H};
+      Gradients<X, Y> out{(Y*)to.q + key, (Y*)to.k + key, (X*)to.v + value, to.g + gate, to.beta + gate,
+                          to.initial ? to.initial + task * square : nullptr, to.key_step, to.v_step, in.H};
       backward_head(in.head<X>(task), d_o + gate * in.VD, in.H * in.VD, states + task * chunks * square,
                     residuals + task * in.T * in.VD, from_zero, d_last ? d_last + task * square : nullptr, out);
     }

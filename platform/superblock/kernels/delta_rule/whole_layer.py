@@ -19,10 +19,13 @@ from superblock.kernels.native import native_operator
 from superblock.kernels.native.arena import Parts, parts_of
 from superblock.kernels.native.library import agree
 from superblock.kernels.native.operator import in_memory, plain, shapes_fit, wanted
+from superblock.kernels.native.record import Filled, Record
 from superblock.kernels.norm.reference import reference_gated_rms_norm, reference_rms_norm
 from superblock.kernels.packing import PackInfo
 from superblock.kernels.projections import unfit_projections
 
+_HEADER = LIBRARY.source.with_name("layer.h")
+_ARGUMENTS, _GRADIENTS = Record(_HEADER, "DeltaArguments"), Record(_HEADER, "DeltaGradients")
 _DTYPES = (torch.float32, torch.bfloat16)
 _TILE = 64
 """Tokens whose gates lie together, as in gates.h."""
@@ -101,10 +104,10 @@ def delta_layer(
     weights = Weights(norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out)
     parts = _kept(x, weights, G, dtype, chunk, keep)
     stream, kept = x.new_empty(x.shape), parts.new(x)
+    places = parts.addresses(kept)
     LIBRARY.call(
-        "delta_layer_forward", *_problem(x, weights, documents, G, strength, eps, dtype, chunk),
-        *parts.addresses(kept), stream,
-    )  # fmt: skip
+        "delta_layer_forward", _arguments(x, weights, documents, G, strength, eps, dtype, chunk, places), stream
+    )
     return stream, kept
 
 
@@ -136,11 +139,16 @@ def delta_layer_backward(
 ) -> list[Tensor]:
     """Gradients of the nine inputs from x to `out`, in their dtypes."""
     weights = Weights(norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out)
-    parts = _kept(x, weights, G, dtype, chunk, True)
+    places = _kept(x, weights, G, dtype, chunk, True).addresses(kept)
     dx, grads = x.new_empty(x.shape), [t.new_empty(t.shape, dtype=torch.float32) for t in weights]
+    dnorm, dqkvz, dconv, dba, dA_log, dt_bias_grad, dgated_norm, dout = grads
     LIBRARY.call(
-        "delta_layer_backward", *_problem(x, weights, documents, G, strength, eps, dtype, chunk),
-        *parts.addresses(kept), in_memory(dstream), dx, *grads,
+        "delta_layer_backward",
+        _arguments(x, weights, documents, G, strength, eps, dtype, chunk, places),
+        _GRADIENTS(
+            dstream=in_memory(dstream), dx=dx, norm=dnorm, qkvz=dqkvz, conv=dconv, ba=dba, A_log=dA_log,
+            dt_bias=dt_bias_grad, gated_norm=dgated_norm, out=dout,
+        ),
     )  # fmt: skip
     return [dx, *(grad.to(t.dtype) for grad, t in zip(grads, weights, strict=True))]
 
@@ -150,7 +158,7 @@ def _(dstream, x, norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out, *_):  #
     return [t.new_empty(t.shape) for t in (x, norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out)]
 
 
-def _problem(
+def _arguments(
     x: Tensor,
     weights: Weights,
     documents: Tensor | None,
@@ -159,8 +167,9 @@ def _problem(
     eps: float,
     dtype: torch.dtype,
     chunk: int,
-) -> tuple[Any, ...]:
-    """What both entry points begin with.
+    places: dict[str, int | None],
+) -> Filled:
+    """What both entry points take; `places` are those of what is kept for the backward pass.
 
     Raises:
         ValueError: if shapes do not belong together.
@@ -178,23 +187,26 @@ def _problem(
         output=(out, (D, H * V)),
         documents=(documents, (B, T)),
     )
-    small = (t.float().contiguous() for t in (conv, ba, A_log, dt_bias, gated_norm))
-    sizes = (B, T, D, G, H, K, V, taps, chunk)
-    return (
-        *(x.contiguous(), x.dtype == torch.bfloat16, norm.float().contiguous(), qkvz.contiguous(), *small),
-        *(out.contiguous(), out.dtype == torch.bfloat16, documents, *sizes, dtype == torch.bfloat16, strength, eps),
-    )
+    small = (t.float().contiguous() for t in (norm, conv, ba, A_log, dt_bias, gated_norm))
+    norm, conv, ba, A_log, dt_bias, gated_norm = small
+    return _ARGUMENTS(
+        x=x.contiguous(), norm=norm, qkvz=qkvz.contiguous(), conv=conv, ba=ba, A_log=A_log, dt_bias=dt_bias,
+        gated_norm=gated_norm, out=out.contiguous(), documents=documents,
+        x_half=x.dtype == torch.bfloat16, weights_half=out.dtype == torch.bfloat16, half=dtype == torch.bfloat16,
+        B=B, T=T, D=D, G=G, H=H, K=K, VD=V, taps=taps, chunk=chunk, strength=strength, epsilon=eps, **places,
+    )  # fmt: skip
 
 
 def _kept(x: Tensor, weights: Weights, G: int, dtype: torch.dtype, chunk: int, keep: bool) -> Parts:
-    """The parts from `h` to `y` of layer.h."""
+    """What layer.h keeps for the backward pass."""
     (B, T, D), H, V, C = x.shape, len(weights.A_log_H), len(weights.gated_norm_V), len(weights.conv_CW)
     N, K, row = B * T, (C - H * V) // (2 * G), dtype.itemsize
-    h, wide, scales = row * N * D, 4 * N * D if row < 4 else 0, 4 * N
-    rows, mixed, gates, ba = row * N * (C + H * V), row * N * C, 4 * N * H, 4 * -(-N // _TILE) * 2 * H * _TILE
-    states, residuals = (4 * B * H * -(-T // chunk) * K * V, 4 * N * H * V) if keep else (0, 0)
-    o, gated_scales, y = 4 * N * H * V, 4 * N * H, row * N * H * V
-    return parts_of(h, wide, scales, rows, mixed, gates, gates, ba, states, residuals, o, gated_scales, y)
+    return parts_of(
+        h=row * N * D, wide=4 * N * D if row < 4 else 0, scales=4 * N, rows=row * N * (C + H * V), mixed=row * N * C,
+        g=4 * N * H, beta=4 * N * H, ba_kept=4 * -(-N // _TILE) * 2 * H * _TILE,
+        states=4 * B * H * -(-T // chunk) * K * V if keep else 0, residuals=4 * N * H * V if keep else 0,
+        o=4 * N * H * V, gated_scales=4 * N * H, y=row * N * H * V,
+    )  # fmt: skip
 
 
 _TENSORS = 1 + len(Weights._fields) + 1  # x, the weights, the documents

@@ -7,15 +7,40 @@
 #include "forward.h"
 #include "router.h"
 
-struct MoELayer {
-  Router router;    // of which weight is set by RouterColumns
-  Problem problem;
-  const float *router_weight, *shared_gate;  // [E, D]; [D] or null
+// What Python passes, by these names. Every tensor is contiguous.
+struct MoEArguments {
+  void* x;                                         // [N, D], the stream
+  const float *norm, *router_weight;               // [D], [E, D]
+  const float *shared_gate, *bias;                 // [D] or null; [E], null in a backward pass, which chooses nothing
+  void *gate_up, *down;                            // [E, 2 F, D], [E, D, F]
+  void *shared_gate_up, *shared_down;              // the same without E and with shared_F, or null
+  int64_t N, D, F, shared_F, E, k;
+  int64_t x_half, weights_half, half, in_half;     // bf16: the stream, experts' weights, what products give, what they take
+  int64_t softmax;
+  double epsilon, scale, aux_loss, z_loss;
   // what the backward pass needs, and `problem` and `router` refer to
-  int64_t* index;               // [N, k]
-  float *weight, *gate;         // [N, k]; [N] or null
-  float *scores, *lse;          // [N, E]; [N] or null
-  void *hidden, *shared_hidden; // as experts_forward keeps them, null if nothing is kept for a backward pass
+  void* h;                        // [N, D], the normed tokens
+  float* scales;                  // [N]
+  int64_t* index;                 // [N, k]
+  float *weight, *gate;           // [N, k]; [N] or null
+  float *scores, *lse;            // [N, E]; [N] or null
+  void *hidden, *shared_hidden;   // as experts_forward keeps them, null if nothing is kept for a backward pass
+};
+
+struct MoELayer : MoEArguments {
+  Router router;  // of which weight is set by RouterColumns
+  Problem problem;
+
+  explicit MoELayer(const MoEArguments& arguments) : MoEArguments(arguments) {
+    Norm entry{as_stream(x), norm, (float)epsilon, scales};
+    router = {{h, D, half != 0}, nullptr, bias, N, D, E, shared_gate ? E + 1 : E, k, softmax != 0, (float)scale,
+              (float)aux_loss, (float)z_loss, entry};
+    const bool halves = weights_half != 0;
+    Weights shared{{shared_gate_up, D, halves}, {shared_down, shared_F, halves}, shared_F};
+    problem = {router.h, index, weight, gate, {gate_up, D, halves}, {down, F, halves}, shared, N, D, F, E, k};
+  }
+
+  Matrix as_stream(void* data) const { return {data, D, x_half != 0}; }
 };
 
 // The router's weights with the shared expert's gate below them, as the router takes them.
@@ -58,34 +83,35 @@ static void layer_forward(const MoELayer& l, const Matrix& y, float* loss, float
   stats[3] = (float)(std::sqrt(shared) / (std::sqrt(routed) + 1e-20));
 }
 
-// Of the inputs: dx [N, D] in the dtype of the stream, all others fp32. `experts` has those of the experts' own weights,
-// null where nobody asks.
+// What comes, and where gradients go: `dx` in the dtype of the stream, all others in fp32. Null: nothing comes (`dy` [N, D]
+// where only the auxiliary loss was differentiated, of which `dloss` is the gradient), or nobody asks (for the experts').
 struct MoEGradients {
-  Matrix dx;
-  float *norm, *router, *shared_gate;
-  Gradients experts;
+  void* dy;
+  const float *dloss, *counts;
+  void* dx;
+  float *norm, *router, *shared_gate, *gate_up, *down, *shared_gate_up, *shared_down;
 };
 
-// `dy` is null where only the auxiliary loss, of which `dloss` is the gradient, was differentiated.
 template <class T>
-static void layer_backward(const MoELayer& l, const Matrix& dy, float dloss, const float* counts, const MoEGradients& to,
-                           int64_t threads) {
+static void layer_backward(const MoELayer& l, const MoEGradients& to, int64_t threads) {
+  const Matrix dy = l.as_stream(to.dy);
   const Problem& p = l.problem;
   const Router& router = l.router;
   std::vector<float> dweight(dy.data ? p.N * p.k : 0), dgate(dy.data && l.gate ? p.N : 0);
   Matrix dh{nullptr, p.D, router.h.half};
   Temporary<OnTheWayBack<T>, MoELayer> temporary(l);
   if (dy.data) {
-    Gradients experts = to.experts;
     dh.data = temporary.parts.dh;
-    experts.dx = dh, experts.weight = dweight.data(), experts.shared_weight = dgate.empty() ? nullptr : dgate.data();
+    Gradients experts{dh, to.gate_up, to.down, to.shared_gate_up, to.shared_down, dweight.data(),
+                      dgate.empty() ? nullptr : dgate.data()};
     backward(p, dy, (const T*)l.hidden, (const T*)l.shared_hidden, temporary.parts.parts, experts, threads);
   }
   const RouterColumns columns(l);
   std::vector<float> dcolumns(router.C * p.D);
   route_backward(columns.of(l),
-                 {l.index, l.weight, l.scores, l.gate, l.lse, counts, dy.data ? dweight.data() : nullptr,
-                  dgate.empty() ? nullptr : dgate.data(), dloss, nullptr, dcolumns.data(), dh, dy, to.dx, to.norm},
+                 {l.index, l.weight, l.scores, l.gate, l.lse, to.counts, dy.data ? dweight.data() : nullptr,
+                  dgate.empty() ? nullptr : dgate.data(), to.dloss ? *to.dloss : 0, nullptr, dcolumns.data(), dh, dy,
+                  l.as_stream(to.dx), to.norm},
                  threads);
   std::copy(dcolumns.begin(), dcolumns.begin() + router.E * p.D, to.router);
   if (to.shared_gate) std::copy(dcolumns.end() - p.D, dcolumns.end(), to.shared_gate);

@@ -1,110 +1,100 @@
 // A mixture of SwiGLU experts on a processor: what Python calls. See plan.h for the legend.
 #include "layer.h"
 
-static Problem problem(void* x, int64_t x_half, int64_t x_stride, void* gate_up, void* down, int64_t half,
-                       const int64_t* index, const float* weight, void* shared_gate_up, void* shared_down,
-                       const float* shared_weight, int64_t N, int64_t D, int64_t F, int64_t shared_F, int64_t E,
-                       int64_t k) {
-  Weights shared{{shared_gate_up, D, half != 0}, {shared_down, shared_F, half != 0}, shared_F};
-  Matrix all_gate_up{gate_up, D, half != 0}, all_down{down, F, half != 0};
-  return {{x, x_stride, x_half != 0}, index, weight, shared_weight, all_gate_up, all_down, shared, N, D, F, E, k};
+// What Python passes, by these names, here and below. x, dy and h may have rows that lie apart; all else is contiguous.
+struct ExpertsArguments {
+  void* x;                             // [N, D]
+  int64_t x_stride, x_half;
+  void *gate_up, *down;                // [E, 2 F, D], [E, D, F]
+  void *shared_gate_up, *shared_down;  // the same without E and with shared_F, or null
+  int64_t weights_half;
+  const int64_t* index;                // [N, k]
+  const float *weight, *shared_weight; // [N, k]; [N] or null
+  int64_t N, D, F, shared_F, E, k;
+  int64_t in_half;                     // multiply in bf16, which the level must have, and keep `hidden` and `parts` in it
+  void *hidden, *shared_hidden;        // as `forward` says
+  void* parts;
+};
+
+static Problem problem_of(const ExpertsArguments& a) {
+  const bool halves = a.weights_half != 0;
+  Weights shared{{a.shared_gate_up, a.D, halves}, {a.shared_down, a.shared_F, halves}, a.shared_F};
+  return {{a.x, a.x_stride, a.x_half != 0}, a.index, a.weight, a.shared_weight, {a.gate_up, a.D, halves},
+          {a.down, a.F, halves}, shared, a.N, a.D, a.F, a.E, a.k};
 }
 
-// `stream`, of the dtype of y, is added to the result unless it is null. `in_half`: multiply in bf16, and `hidden`,
-// `shared_hidden` and `parts` are bf16; the level must have its products.
-ENTRY void experts_forward(void* x, int64_t x_half, int64_t x_stride, void* gate_up, void* down, int64_t half,
-                           const int64_t* index, const float* weight, void* shared_gate_up, void* shared_down,
-                           const float* shared_weight, int64_t N, int64_t D, int64_t F, int64_t shared_F, int64_t E,
-                           int64_t k, int64_t in_half, void* y, int64_t y_half, void* stream, int64_t stream_stride,
-                           void* hidden, void* shared_hidden, void* parts, float* power, int64_t threads) {
-  Problem p = problem(x, x_half, x_stride, gate_up, down, half, index, weight, shared_gate_up, shared_down,
-                      shared_weight, N, D, F, shared_F, E, k);
-  Matrix out{y, D, y_half != 0}, added{stream, stream_stride, y_half != 0};
-  with_operand(in_half, [&](auto operand) {
+ENTRY void experts_forward(const ExpertsArguments* a, void* y, int64_t y_half, float* power, int64_t threads) {
+  const Problem p = problem_of(*a);
+  with_operand(a->in_half, [&](auto operand) {
     using T = decltype(operand);
-    forward(p, out, added, (T*)hidden, (T*)shared_hidden, (T*)parts, power, threads);
+    forward(p, {y, p.D, y_half != 0}, Matrix{}, (T*)a->hidden, (T*)a->shared_hidden, (T*)a->parts, power, threads);
   });
 }
 
-ENTRY void experts_backward(void* x, int64_t x_half, int64_t x_stride, void* gate_up, void* down, int64_t half,
-                            const int64_t* index, const float* weight, void* shared_gate_up, void* shared_down,
-                            const float* shared_weight, int64_t N, int64_t D, int64_t F, int64_t shared_F, int64_t E,
-                            int64_t k, int64_t in_half, void* dy, int64_t dy_half, int64_t dy_stride, void* hidden,
-                            void* shared_hidden, void* parts, void* dx, int64_t dx_half, float* dgate_up, float* ddown,
-                            float* dshared_gate_up, float* dshared_down, float* dweight, float* dshared_weight,
-                            int64_t threads) {
-  Problem p = problem(x, x_half, x_stride, gate_up, down, half, index, weight, shared_gate_up, shared_down,
-                      shared_weight, N, D, F, shared_F, E, k);
-  Gradients g{{dx, D, dx_half != 0}, dgate_up, ddown, dshared_gate_up, dshared_down, dweight, dshared_weight};
-  Matrix dout{dy, dy_stride, dy_half != 0};
-  with_operand(in_half, [&](auto operand) {
+// What comes, and where gradients go: all but dx in fp32; null where nobody asks.
+struct ExpertsGradients {
+  void* dy;  // [N, D]
+  int64_t dy_stride, dy_half;
+  void* dx;
+  int64_t dx_half;
+  float *gate_up, *down, *shared_gate_up, *shared_down, *weight, *shared_weight;
+};
+
+ENTRY void experts_backward(const ExpertsArguments* a, const ExpertsGradients* to, int64_t threads) {
+  const Problem p = problem_of(*a);
+  Gradients g{{to->dx, p.D, to->dx_half != 0}, to->gate_up, to->down, to->shared_gate_up, to->shared_down, to->weight,
+              to->shared_weight};
+  with_operand(a->in_half, [&](auto operand) {
     using T = decltype(operand);
-    backward(p, dout, (const T*)hidden, (const T*)shared_hidden, (T*)parts, g, threads);
+    backward(p, {to->dy, to->dy_stride, to->dy_half != 0}, (const T*)a->hidden, (const T*)a->shared_hidden, (T*)a->parts, g,
+             threads);
   });
 }
 
-// Both router functions begin with these.
-#define ROUTER                                                                                                         \
-  void *h, int64_t half, int64_t stride, const float *router, const float *bias, int64_t N, int64_t D, int64_t E,      \
-      int64_t C, int64_t k, int64_t softmax, double scale, double aux_loss, double z_loss
+struct RouterArguments {
+  void* h;  // [N, D]
+  int64_t h_stride, h_half;
+  const float *weight, *bias;  // [C, D], [E]
+  int64_t N, D, E, C, k, softmax;
+  double scale, aux_loss, z_loss;
+};
 
-static Router problem_of(ROUTER) {
-  Matrix tokens{h, stride, half != 0};
-  return {tokens, router, bias, N, D, E, C, k, softmax != 0, (float)scale, (float)aux_loss, (float)z_loss, {}};
+static Router router_of(const RouterArguments& a) {
+  return {{a.h, a.h_stride, a.h_half != 0}, a.weight, a.bias, a.N, a.D, a.E, a.C, a.k, a.softmax != 0, (float)a.scale,
+          (float)a.aux_loss, (float)a.z_loss, {}};
 }
 
-ENTRY void router_forward(ROUTER, int64_t* index, float* weight, float* shared, float* loss, float* counts,
-                          float* stats, float* scores, float* lse, int64_t threads) {
-  Router r = problem_of(h, half, stride, router, bias, N, D, E, C, k, softmax, scale, aux_loss, z_loss);
-  route(r, {index, weight, shared, scores, lse, loss, counts, stats}, threads);
+ENTRY void router_forward(const RouterArguments* a, int64_t* index, float* weight, float* shared, float* loss,
+                          float* counts, float* stats, float* scores, float* lse, int64_t threads) {
+  route(router_of(*a), {index, weight, shared, scores, lse, loss, counts, stats}, threads);
 }
 
-ENTRY void router_backward(ROUTER, const int64_t* index, const float* weight, const float* shared, const float* counts,
-                           const float* scores, const float* lse, const float* dweight, const float* dshared,
-                           const float* dloss, float* dh, float* drouter, int64_t threads) {
-  Router r = problem_of(h, half, stride, router, bias, N, D, E, C, k, softmax, scale, aux_loss, z_loss);
-  float pull = dloss ? *dloss : 0;
-  route_backward(r, {index, weight, scores, shared, lse, counts, dweight, dshared, pull, dh, drouter, {}, {}, {}, nullptr},
+// What forward gave, its gradients (null is zero), and where those of h and the weights go.
+struct RouterBackward {
+  const int64_t* index;
+  const float *weight, *shared, *counts, *scores, *lse;
+  const float *dweight, *dshared, *dloss;
+  float *dh, *drouter;
+};
+
+ENTRY void router_backward(const RouterArguments* a, const RouterBackward* b, int64_t threads) {
+  float pull = b->dloss ? *b->dloss : 0;
+  route_backward(router_of(*a),
+                 {b->index, b->weight, b->scores, b->shared, b->lse, b->counts, b->dweight, b->dshared, pull, b->dh,
+                  b->drouter, {}, {}, {}, nullptr},
                  threads);
 }
 
-// Both functions of the layer begin with these; see layer.h. `half`: of the products' results, and `in_half` of what they
-// multiply; weights are all bf16 if `weights_half`. bias null: nothing is chosen, as in a backward pass.
-#define LAYER                                                                                                          \
-  void *x, int64_t x_half, const float *norm, const float *router, const float *shared_gate, const float *bias,        \
-      void *gate_up, void *down, void *shared_gate_up, void *shared_down, int64_t weights_half, int64_t N, int64_t D,  \
-      int64_t F, int64_t shared_F, int64_t E, int64_t k, int64_t half, int64_t in_half, int64_t softmax,               \
-      double epsilon, double scale, double aux_loss, double z_loss, void *h, float *scales, int64_t *index,            \
-      float *weight, float *gate, float *scores, float *lse, void *hidden, void *shared_hidden
-#define PASSED                                                                                                         \
-  x, x_half, norm, router, shared_gate, bias, gate_up, down, shared_gate_up, shared_down, weights_half, N, D, F,       \
-      shared_F, E, k, half, in_half, softmax, epsilon, scale, aux_loss, z_loss, h, scales, index, weight, gate,        \
-      scores, lse, hidden, shared_hidden
-
-static MoELayer layer_of(LAYER) {
-  Norm entry{{x, D, x_half != 0}, norm, (float)epsilon, scales};
-  Router r{{h, D, half != 0}, nullptr, bias, N, D, E, shared_gate ? E + 1 : E, k, softmax != 0, (float)scale,
-           (float)aux_loss, (float)z_loss, entry};
-  Problem p = problem(h, half, D, gate_up, down, weights_half, index, weight, shared_gate_up, shared_down, gate, N, D, F,
-                      shared_F, E, k);
-  return {r, p, router, shared_gate, index, weight, gate, scores, lse, hidden, shared_hidden};
-}
-
-ENTRY void moe_layer_forward(LAYER, void* y, float* loss, float* counts, float* stats, int64_t threads) {
-  MoELayer l = layer_of(PASSED);
-  with_operand(in_half, [&](auto operand) {
-    layer_forward<decltype(operand)>(l, {y, D, x_half != 0}, loss, counts, stats, threads);
+// y [N, D] in the dtype of the stream, loss [1], counts [E], stats [4].
+ENTRY void moe_layer_forward(const MoEArguments* arguments, void* y, float* loss, float* counts, float* stats,
+                             int64_t threads) {
+  const MoELayer l(*arguments);
+  with_operand(l.in_half, [&](auto operand) {
+    layer_forward<decltype(operand)>(l, l.as_stream(y), loss, counts, stats, threads);
   });
 }
 
-// dy, or null, and dx are in the dtype of x; all other gradients are fp32. Those of the experts' weights may be null.
-ENTRY void moe_layer_backward(LAYER, void* dy, const float* dloss, const float* counts, void* dx, float* dnorm,
-                              float* drouter, float* dshared_gate, float* dgate_up, float* ddown,
-                              float* dshared_gate_up, float* dshared_down, int64_t threads) {
-  MoELayer l = layer_of(PASSED);
-  MoEGradients to{{dx, D, x_half != 0}, dnorm, drouter, dshared_gate,
-                  {{}, dgate_up, ddown, dshared_gate_up, dshared_down, nullptr, nullptr}};
-  with_operand(in_half, [&](auto operand) {
-    layer_backward<decltype(operand)>(l, {dy, D, x_half != 0}, dloss ? *dloss : 0, counts, to, threads);
-  });
+ENTRY void moe_layer_backward(const MoEArguments* arguments, const MoEGradients* gradients, int64_t threads) {
+  const MoELayer l(*arguments);
+  with_operand(l.in_half, [&](auto operand) { layer_backward<decltype(operand)>(l, *gradients, threads); });
 }

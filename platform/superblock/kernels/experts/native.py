@@ -22,10 +22,13 @@ from torch import Tensor
 from superblock.kernels.experts.loop import loop, swiglu
 from superblock.kernels.native import NativeLibrary, native_operator
 from superblock.kernels.native.operator import wanted
+from superblock.kernels.native.record import Filled, Record
 from superblock.kernels.precision import compute_dtype
 from superblock.kernels.projections import MULTIPLE
 
 _READS = (torch.float32, torch.bfloat16)
+SOURCE = Path(__file__).with_name("native.cpp")
+_ARGUMENTS, _GRADIENTS = Record(SOURCE, "ExpertsArguments"), Record(SOURCE, "ExpertsGradients")
 
 
 def why_not_native(x: Tensor, gate_up: Tensor, down: Tensor, shared: tuple[Tensor, Tensor] | None = None) -> str | None:
@@ -80,13 +83,13 @@ def _kept_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if LIBRARY.level in ("avx512_bf16", "amx") else torch.float32
 
 
-def _rows(x: Tensor) -> tuple[Tensor, int, int]:
-    """What C++ gets of a matrix: its memory, whether it is 16-bit, and elements from row to row."""
+def matrix_fields(name: str, x: Tensor) -> dict[str, Tensor | int]:
+    """What C++ gets of a matrix: its memory, elements from row to row, and whether it is 16-bit."""
     x = x if x.stride(-1) == 1 else x.contiguous()
-    return x, int(x.dtype == torch.bfloat16), x.stride(0)
+    return {name: x, f"{name}_stride": x.stride(0), f"{name}_half": x.dtype == torch.bfloat16}
 
 
-def _problem(
+def _arguments(
     x: Tensor,
     gate_up: Tensor,
     down: Tensor,
@@ -96,8 +99,10 @@ def _problem(
     shared_down: Tensor | None,
     shared_weight: Tensor | None,
     dtype: torch.dtype,
-) -> list[Any]:
-    """The arguments that both entry points begin with."""
+    hidden: Tensor | None,
+    shared_hidden: Tensor | None,
+) -> Filled:
+    """What both entry points take."""
     (N, D), (E, _, F), k = x.shape, down.shape, index.shape[1]
     G = 0 if shared_down is None else shared_down.shape[1]
     assert gate_up.shape == (E, 2 * F, D) and down.shape == (E, D, F), "weights must be [E, 2F, D] and [E, D, F]"
@@ -106,17 +111,13 @@ def _problem(
         assert shared_gate_up.shape == (2 * G, D) and shared_down.shape == (D, G), "shared must be [2G, D] and [D, G]"
     assert shared_weight is None or shared_weight.shape == (N,), "the shared expert's weight must be [N]"
     dense = [None if t is None else t.contiguous() for t in (shared_gate_up, shared_down, shared_weight)]
-    return [
-        *_rows(x),
-        gate_up.contiguous(),
-        down.contiguous(),
-        int(gate_up.dtype == torch.bfloat16),
-        index.to(torch.int64).contiguous(),
-        weight.contiguous(),
-        *dense,
-        *(N, D, F, G, E, k),
-        int(_kept_dtype(dtype) == torch.bfloat16),
-    ]
+    return _ARGUMENTS(
+        **matrix_fields("x", x), gate_up=gate_up.contiguous(), down=down.contiguous(), shared_gate_up=dense[0],
+        shared_down=dense[1], weights_half=gate_up.dtype == torch.bfloat16, index=index.to(torch.int64).contiguous(),
+        weight=weight.contiguous(), shared_weight=dense[2], N=N, D=D, F=F, shared_F=G, E=E, k=k,
+        in_half=_kept_dtype(dtype) == torch.bfloat16, hidden=hidden, shared_hidden=shared_hidden,
+        parts=x.new_empty(N * k, D, dtype=_kept_dtype(dtype)),
+    )  # fmt: skip
 
 
 @native_operator("mix_experts")
@@ -137,11 +138,10 @@ def mix_experts_native(
         low, high = index.aminmax()
         if low < 0 or high >= len(gate_up):
             raise ValueError(f"indices from {low} to {high} for {len(gate_up)} experts")
-    args = _problem(x, gate_up, down, index, weight, shared_gate_up, shared_down, shared_weight, dtype)
     y, power, hidden, shared_hidden = _outputs(x, down, index, shared_down, dtype, keep)
-    parts = hidden.new_empty(index.numel(), x.shape[1])
     kept = (hidden, shared_hidden) if keep else (None, None)
-    LIBRARY.call("experts_forward", *args, y, int(y.dtype == torch.bfloat16), None, 0, *kept, parts, power)
+    arguments = _arguments(x, gate_up, down, index, weight, shared_gate_up, shared_down, shared_weight, dtype, *kept)
+    LIBRARY.call("experts_forward", arguments, y, y.dtype == torch.bfloat16, power)
     return y, power.sum(0), hidden, shared_hidden
 
 
@@ -185,15 +185,16 @@ def mix_experts_backward(
 
     Those of the experts' own weights are fp32, and empty unless `learn`.
     """
-    args = _problem(x, gate_up, down, index, weight, shared_gate_up, shared_down, shared_weight, dtype)
+    kept = (hidden, shared_hidden)
+    arguments = _arguments(x, gate_up, down, index, weight, shared_gate_up, shared_down, shared_weight, dtype, *kept)
     grads = _gradients(x, gate_up, down, weight, shared_gate_up, shared_down, shared_weight, learn)
     if not len(x):
         return [grad.zero_() for grad in grads]
-    dx, dweight, dshared_weight, *rest = grads
-    parts = hidden.new_empty(index.numel(), x.shape[1])
-    others = [grad if grad.numel() else None for grad in (*rest, dweight, dshared_weight)]
-    state = (hidden, shared_hidden, parts, dx, int(dx.dtype == torch.bfloat16))
-    LIBRARY.call("experts_backward", *args, *_rows(dy), *state, *others)
+    dx, *others = grads
+    names = ("weight", "shared_weight", "gate_up", "down", "shared_gate_up", "shared_down")
+    asked = {name: grad if grad.numel() else None for name, grad in zip(names, others, strict=True)}
+    to = _GRADIENTS(**matrix_fields("dy", dy), dx=dx, dx_half=dx.dtype == torch.bfloat16, **asked)
+    LIBRARY.call("experts_backward", arguments, to)
     return grads
 
 
@@ -267,4 +268,4 @@ def _check() -> None:
     whole_layer.check()
 
 
-LIBRARY = NativeLibrary(Path(__file__).with_name("native.cpp"), check=_check)
+LIBRARY = NativeLibrary(SOURCE, check=_check)

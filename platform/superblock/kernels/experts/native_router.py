@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from superblock.kernels.experts.native import LIBRARY, _rows
+from superblock.kernels.experts.native import LIBRARY, SOURCE, matrix_fields
 from superblock.kernels.native import native_operator
+from superblock.kernels.native.record import Filled, Record
 from superblock.kernels.projections import MULTIPLE
+
+_ARGUMENTS, _BACKWARD = Record(SOURCE, "RouterArguments"), Record(SOURCE, "RouterBackward")
 
 
 class Routes(NamedTuple):
@@ -73,13 +76,13 @@ def route(
     z_loss: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The fields of `Routes`, and for backward the scores [N, E] and the softmax's log denominators [N]."""
-    args = _problem(h, router, bias, top_k, softmax, scale, aux_loss, z_loss)
+    arguments = _arguments(h, router, bias, top_k, softmax, scale, aux_loss, z_loss)
     weight, index, gate, loss, counts, stats, scores, lse = _outputs(h, router, bias, top_k, z_loss)
-    LIBRARY.call("router_forward", *args, index, weight, gate, loss, counts, stats, scores, lse)
+    LIBRARY.call("router_forward", arguments, index, weight, gate, loss, counts, stats, scores, lse)
     return weight, index, gate, loss, counts, stats, scores, lse
 
 
-def _problem(
+def _arguments(
     h: Tensor,
     router: Tensor,
     bias: Tensor,
@@ -88,14 +91,15 @@ def _problem(
     scale: float,
     aux_loss: float,
     z_loss: float,
-) -> list[Any]:
-    """What both entry points begin with."""
+) -> Filled:
+    """What both entry points take."""
     (N, D), (C, width), E = h.shape, router.shape, len(bias)
     assert width == D and C - E in (0, 1), "the router must be [C, D] with a bias for each of C or C - 1 columns"
     assert 0 < top_k <= E, "no more experts can be chosen than there are"
-    weights = (router.contiguous(), bias.contiguous())
-    settings = (top_k, int(softmax), float(scale), float(aux_loss), float(z_loss))
-    return [*_rows(h), *weights, N, D, E, C, *settings]
+    return _ARGUMENTS(
+        **matrix_fields("h", h), weight=router.contiguous(), bias=bias.contiguous(), N=N, D=D, E=E, C=C, k=top_k,
+        softmax=softmax, scale=scale, aux_loss=aux_loss, z_loss=z_loss,
+    )  # fmt: skip
 
 
 def _outputs(h: Tensor, router: Tensor, bias: Tensor, top_k: int, z_loss: float) -> tuple[Tensor, ...]:
@@ -132,11 +136,14 @@ def route_backward(
     z_loss: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of h and the router's weights, fp32."""
-    args = _problem(h, router, bias, top_k, softmax, scale, aux_loss, z_loss)
+    arguments = _arguments(h, router, bias, top_k, softmax, scale, aux_loss, z_loss)
     upstream = [None if g is None or not g.numel() else g.contiguous() for g in (dweight, dgate, dloss)]
     dh, drouter = h.new_empty(h.shape, dtype=torch.float32), torch.empty(router.shape, dtype=torch.float32)
-    state = (index, weight, gate, counts, scores, lse)
-    LIBRARY.call("router_backward", *args, *state, *upstream, dh, drouter)
+    backward = _BACKWARD(
+        index=index, weight=weight, shared=gate, counts=counts, scores=scores, lse=lse,
+        dweight=upstream[0], dshared=upstream[1], dloss=upstream[2], dh=dh, drouter=drouter,
+    )  # fmt: skip
+    LIBRARY.call("router_backward", arguments, backward)
     return dh, drouter
 
 

@@ -16,7 +16,11 @@ from superblock.kernels.native import native_operator
 from superblock.kernels.native.arena import Parts, parts_of
 from superblock.kernels.native.library import agree
 from superblock.kernels.native.operator import in_memory, plain, shapes_fit, wanted
+from superblock.kernels.native.record import Filled, Record
 from superblock.kernels.norm.reference import reference_rms_norm
+
+_HEADER = LIBRARY.source.with_name("layer.h")
+_ARGUMENTS, _GRADIENTS = Record(_HEADER, "MoEArguments"), Record(_HEADER, "MoEGradients")
 
 
 class Weights(NamedTuple):
@@ -101,7 +105,7 @@ def moe_layer(
     settings = Settings(eps, dtype, top_k, softmax, scale, aux_loss, z_loss)
     parts, results = _kept(x, weights, settings, keep), _outputs(x, router)
     kept = parts.new(x)
-    LIBRARY.call("moe_layer_forward", *_problem(x, weights, settings), *parts.addresses(kept), *results)
+    LIBRARY.call("moe_layer_forward", _arguments(x, weights, settings, parts.addresses(kept)), *results)
     return *results, kept
 
 
@@ -150,9 +154,14 @@ def moe_layer_backward(
     weights = Weights(norm, router, shared_gate, None, gate_up, down, shared_gate_up, shared_down)
     settings = Settings(eps, dtype, top_k, softmax, scale, aux_loss, z_loss)
     dx, *grads = _gradients(x, weights, learn and dy is not None, torch.float32)
+    names = ("norm", "router", "shared_gate", "gate_up", "down", "shared_gate_up", "shared_down")
     LIBRARY.call(
-        "moe_layer_backward", *_problem(x, weights, settings), *_kept(x, weights, settings, True).addresses(kept),
-        None if dy is None else in_memory(dy), None if dloss is None else in_memory(dloss), counts, dx, *(d if d.numel() else None for d in grads),
+        "moe_layer_backward",
+        _arguments(x, weights, settings, _kept(x, weights, settings, True).addresses(kept)),
+        _GRADIENTS(
+            dy=None if dy is None else in_memory(dy), dloss=None if dloss is None else in_memory(dloss), counts=counts,
+            dx=dx, **{name: d if d.numel() else None for name, d in zip(names, grads, strict=True)},
+        ),
     )  # fmt: skip
     return [
         dx,
@@ -180,8 +189,8 @@ def _(  # type: ignore[no-untyped-def]
     return _gradients(x, weights, learn and dy is not None)
 
 
-def _problem(x: Tensor, weights: Weights, settings: Settings) -> tuple[Any, ...]:
-    """What both entry points begin with.
+def _arguments(x: Tensor, weights: Weights, settings: Settings, places: dict[str, int | None]) -> Filled:
+    """What both entry points take; `places` are those of what is kept for the backward pass.
 
     Raises:
         ValueError: if shapes do not belong together.
@@ -202,27 +211,30 @@ def _problem(x: Tensor, weights: Weights, settings: Settings) -> tuple[Any, ...]
     )
     if not 0 < settings.top_k <= E:
         raise ValueError(f"MoE layer: {settings.top_k} experts cannot be chosen of {E}")
-    experts = (gate_up, down, shared_gate_up, shared_down)
-    sizes = (x.numel() // D, D, F, G, E, settings.top_k)
-    return (
-        *(x.contiguous(), x.dtype == torch.bfloat16),
-        *(None if t is None else t.float().contiguous() for t in (norm, router, shared_gate, bias)),
-        *(None if t is None else t.contiguous() for t in experts),
-        *(gate_up.dtype == torch.bfloat16, *sizes, settings.dtype == torch.bfloat16),
-        *(native._kept_dtype(settings.dtype) == torch.bfloat16, settings.softmax),
-        *(settings.eps, settings.scale, settings.aux_loss, settings.z_loss),
-    )
+    wide = [None if t is None else t.float().contiguous() for t in (norm, router, shared_gate, bias)]
+    experts = [None if t is None else t.contiguous() for t in (gate_up, down, shared_gate_up, shared_down)]
+    in_half = native._kept_dtype(settings.dtype) == torch.bfloat16
+    return _ARGUMENTS(
+        x=x.contiguous(), norm=wide[0], router_weight=wide[1], shared_gate=wide[2], bias=wide[3],
+        gate_up=experts[0], down=experts[1], shared_gate_up=experts[2], shared_down=experts[3],
+        N=x.numel() // D, D=D, F=F, shared_F=G, E=E, k=settings.top_k,
+        x_half=x.dtype == torch.bfloat16, weights_half=gate_up.dtype == torch.bfloat16,
+        half=settings.dtype == torch.bfloat16, in_half=in_half, softmax=settings.softmax,
+        epsilon=settings.eps, scale=settings.scale, aux_loss=settings.aux_loss, z_loss=settings.z_loss, **places,
+    )  # fmt: skip
 
 
 def _kept(x: Tensor, weights: Weights, settings: Settings, keep: bool) -> Parts:
-    """The parts from `h` to `shared_hidden` of layer.h."""
+    """What layer.h keeps for the backward pass."""
     (E, D), k = weights.router_ED.shape, settings.top_k
     N, F = x.numel() // D, weights.down_EDF.shape[2]
     G = 0 if weights.shared_down_DG is None else weights.shared_down_DG.shape[1]
     hidden = 2 * native._kept_dtype(settings.dtype).itemsize if keep else 0
-    gate, lse = 0 if weights.shared_gate_D is None else 4 * N, 4 * N if settings.z_loss else 0
-    h, index, weight, scores = settings.dtype.itemsize * N * D, 8 * N * k, 4 * N * k, 4 * N * E
-    return parts_of(h, 4 * N, index, weight, gate, scores, lse, hidden * N * k * F, hidden * N * G)
+    return parts_of(
+        h=settings.dtype.itemsize * N * D, scales=4 * N, index=8 * N * k, weight=4 * N * k,
+        gate=0 if weights.shared_gate_D is None else 4 * N, scores=4 * N * E, lse=4 * N if settings.z_loss else 0,
+        hidden=hidden * N * k * F, shared_hidden=hidden * N * G,
+    )  # fmt: skip
 
 
 _TENSORS = len(Weights._fields) + 1

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from superblock.kernels.native import processor
 from superblock.kernels.native.build import BuildError, build, chosen_level, load
 
-Argument = Tensor | int | float | None
+Argument = Tensor | ctypes.Structure | int | float | None
 
 
 class NativeLibrary:
@@ -82,7 +82,7 @@ class NativeLibrary:
         self._tried = True
 
     def call(self, name: str, *arguments: Argument) -> None:
-        """Calls an entry point; tensors go as their address, None as a null pointer. The GIL is free meanwhile.
+        """Calls an entry point; tensors and structures go as their address, None as a null pointer. The GIL is free meanwhile.
 
         The caller has checked device, dtype, shape and strides of every tensor, and passes a float where the source has a double:
         what each argument is, the first call decides.
@@ -106,8 +106,10 @@ def _plain_torch() -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def _c_type(argument: Argument) -> type[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double]:
+def _c_type(argument: Argument) -> type:
     """What an entry point takes where it is called with this; the same at every call."""
+    if isinstance(argument, ctypes.Structure):
+        return ctypes.POINTER(type(argument))
     if argument is None or isinstance(argument, Tensor):
         return ctypes.c_void_p
     return ctypes.c_double if isinstance(argument, float) else ctypes.c_int64
