@@ -53,7 +53,7 @@ static void forward_rule(const Batch& in, const float* initial, float* o, float*
   }
 }
 
-// Where gradients go, and how far apart rows, tokens and heads of the first three lie there, in elements. Python passes it, too.
+// Where gradients go, and how far apart rows, tokens and heads of the first three lie there, in elements. Python passes it.
 struct Targets {
   void *q, *k, *v;
   float *g, *beta;

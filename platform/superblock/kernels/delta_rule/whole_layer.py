@@ -141,13 +141,13 @@ def delta_layer_backward(
     weights = Weights(norm, qkvz, conv, ba, A_log, dt_bias, gated_norm, out)
     places = _kept(x, weights, G, dtype, chunk, True).addresses(kept)
     dx, grads = x.new_empty(x.shape), [t.new_empty(t.shape, dtype=torch.float32) for t in weights]
-    dnorm, dqkvz, dconv, dba, dA_log, dt_bias_grad, dgated_norm, dout = grads
+    dnorm, dqkvz, dconv, dba, dA_log, ddt_bias, dgated_norm, dout = grads
     LIBRARY.call(
         "delta_layer_backward",
         _arguments(x, weights, documents, G, strength, eps, dtype, chunk, places),
         _GRADIENTS(
             dstream=in_memory(dstream), dx=dx, norm=dnorm, qkvz=dqkvz, conv=dconv, ba=dba, A_log=dA_log,
-            dt_bias=dt_bias_grad, gated_norm=dgated_norm, out=dout,
+            dt_bias=ddt_bias, gated_norm=dgated_norm, out=dout,
         ),
     )  # fmt: skip
     return [dx, *(grad.to(t.dtype) for grad, t in zip(grads, weights, strict=True))]
