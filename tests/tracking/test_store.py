@@ -89,3 +89,35 @@ def test_database_without_tables(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "empty.db").close()
     (tmp_path / "empty.db").touch()
     assert find_experiment(tmp_path / "empty.db", "superblock") is None
+
+
+def test_killed_while_it_makes_a_database_it_starts_afresh(tmp_path: Path) -> None:
+    """MLflow's own tables of that moment can be neither used nor completed."""
+    half_made = ".mlflow.db.0123.new"
+    with closing(sqlite3.connect(tmp_path / half_made)) as connection:
+        connection.execute("CREATE TABLE experiments (experiment_id INTEGER)")
+        connection.execute("CREATE TABLE _alembic_tmp_experiments (experiment_id INTEGER)")
+    for left in (f"{half_made}-journal", "mlflow.db", "mlflow.db-journal"):
+        (tmp_path / left).write_bytes(b"")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    _, made = open_store(uri, "superblock")
+    assert find_experiment(tmp_path / "mlflow.db", "superblock") == made
+    assert not list(tmp_path.glob("*-journal")) + list(tmp_path.glob(f"{half_made}*"))
+    assert open_store(uri, "superblock")[1] == made
+
+
+def test_a_database_is_there_with_all_its_tables_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow.store.db.utils
+
+    def killed(engine: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.store.db.utils, "_upgrade_db", killed)  # some tables are there by then
+        with pytest.raises(KeyboardInterrupt):
+            open_store(f"sqlite:///{tmp_path}/mlflow.db", "superblock")
+    [half_made] = tmp_path.glob(".mlflow.db.*.new")
+    assert half_made.stat().st_size
+    assert not (tmp_path / "mlflow.db").exists()
+    assert open_store(f"sqlite:///{tmp_path}/mlflow.db", "superblock")[1]
+    assert not half_made.exists()

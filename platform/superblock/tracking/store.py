@@ -3,11 +3,13 @@
 `mlflow` is imported inside the functions that need it: it costs about two seconds, which training must not wait for.
 """
 
+import glob
 import logging
 import os
 import re
 import socket
 import sqlite3
+import uuid
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +35,8 @@ EXPERIMENT_TAGS = {
         "or `arm`; seeds of a group are then averaged. Curves have one section per prefix; single results are bars."
     ),
 }
+_SQLITE_FILES = ("-journal", "-wal", "-shm")
+"""What SQLite keeps beside a database while it writes, and leaves there when it is killed."""
 _ENVIRONMENT = {
     # With MLflow's own values a dead server holds a single call for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -179,11 +183,25 @@ def require_answer(uri: str) -> None:
 
 
 def _create_tables(uri: str, artifacts: Path) -> None:
-    """Brings a new database to the current schema; its first experiment must not point at a folder `mlruns`."""
+    """Brings a new database to the current schema; its first experiment must not point at a folder `mlruns`.
+
+    A new file gets its tables under another name: MLflow makes them in some fifty steps, and nobody can go on from where it was
+    killed between two of them.
+    """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     for name in ("mlflow.store.db.utils", "alembic"):  # a line per migration, some fifty
         logging.getLogger(name).setLevel(logging.WARNING)
+    database = database_path(uri)
+    if database and not (database.exists() and database.stat().st_size):
+        for left in database.parent.glob(f".{glob.escape(database.name)}.*.new*"):
+            left.unlink()
+        # never the same name twice: MLflow keeps connections by address
+        new = database.with_name(f".{database.name}.{uuid.uuid4().hex[:8]}.new")
+        SqlAlchemyStore(f"sqlite:///{new.as_posix()}", artifacts.as_uri()).engine.dispose()
+        for suffix in _SQLITE_FILES:  # of an empty file; SQLite would apply them to the new one
+            Path(f"{database}{suffix}").unlink(missing_ok=True)
+        os.replace(new, database)
     SqlAlchemyStore(uri, artifacts.as_uri())
 
 
