@@ -19,7 +19,7 @@ class Prefetch {
  public:
   void clear() { entries = entry = row = line = 0; }
 
-  // `count` rows of `columns` elements, `step` elements apart.
+  // `count` rows of `columns` elements, `step` elements apart. What is one too many for the list is not asked for.
   template <class X>
   void read(const X* rows, int64_t step, int count, int columns) {
     add(rows, step, count, columns, false);
@@ -45,7 +45,8 @@ class Prefetch {
  private:
   template <class X>
   void add(const X* rows, int64_t step, int count, int columns, bool write) {
-    const int bytes = columns * (int)sizeof(X);
-    if (count > 0) list[entries++] = {(const char*)rows, step * (int64_t)sizeof(X), count, (bytes + 63) / 64, write};
+    if (count <= 0 || entries == MOST) return;
+    const int64_t size = sizeof(X), lines = (columns * size + 63) / 64;
+    list[entries++] = {(const char*)rows, step * size, count, (int)lines, write};
   }
 };
