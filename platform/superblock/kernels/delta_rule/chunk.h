@@ -177,7 +177,6 @@ struct Chunk {
   float *factor, *beta, *e, *r;       // [2C], [C], [C], [C]
   float *high, *low, *document;       // [C]
   float a;
-  int length;                         // tokens; rows behind them are zero and change nothing
 
   Chunk(int K, int C, Arena& arena) : K(K), C(C), ldk(K + PAD), ldc(C + PAD), ldr(K + 2 * PAD), height((K + 31) / 32 * 32) {
     rows = arena.take<bf16>(2 * C * ldr), strips = arena.take<bf16>(C * height);
@@ -187,12 +186,12 @@ struct Chunk {
     high = arena.take(C), low = arena.take(C), document = arena.take(C);
   }
 
+  // For `length` tokens from `first` on; rows behind them are zero and change nothing.
   template <class X>
-  void prepare(const Head<X>& head, int64_t first, Prefetch& prefetch) {
-    length = (int)std::min<int64_t>(C, head.tokens - first);
+  void prepare(const Head<X>& head, int64_t first, int length, Prefetch& prefetch) {
     const X *k = head.k + first * head.k_step, *q = head.q + first * head.q_step;
     const float unit = 1.0f / std::sqrt((float)K);
-    decays(head, first);
+    decays(head, first, length);
     if constexpr (RAW_PRODUCTS<X>) {
       bf16* queries = rows + C * ldr;
       copy_pairs(k, head.k_step, length, C, K, rows, ldr);
@@ -206,15 +205,14 @@ struct Chunk {
       }
       lower_products(C, K, rows, ldr, strips, height, KK, ldc, prefetch);
       lower_products(C, K, queries, ldr, strips, height, P, ldc, prefetch);
-      mask(C, ldc, high, low, document, factor, KK, P, D);
     } else {
       unit_rows(k, head.k_step, length, C, K, 1.0f, KQ, ldk, factor);
       unit_rows(q, head.q_step, length, C, K, unit, KQ + C * ldk, ldk, factor + C);
       transpose_any(C, K, KQ, ldk, KQ_t, ldc);
       multiply<false, false, OUT_LOWER>(C, C, K, KQ, ldk, KQ_t, ldc, nullptr, 0, 0, KK, ldc, prefetch);
       multiply<false, false, OUT_LOWER>(C, C, K, KQ + C * ldk, ldk, KQ_t, ldc, nullptr, 0, 0, P, ldc, prefetch);
-      mask(C, ldc, high, low, document, nullptr, KK, P, D);
     }
+    mask(C, ldc, high, low, document, RAW_PRODUCTS<X> ? factor : nullptr, KK, P, D);
   }
 
   // Arguments instead of members, here and below: a store of a vector may change any member, for all the compiler knows.
@@ -243,8 +241,8 @@ struct Chunk {
 
   // The running sum of the log decays is kept as high + low: differences of large sums keep their digits.
   template <class X>
-  void decays(const Head<X>& head, int64_t first) {
-    const int C = this->C, count = length;
+  void decays(const Head<X>& head, int64_t first, int count) {
+    const int C = this->C;
     const int64_t step = head.gate_step;
     const float *g = head.g + first * step, *strength = head.beta + first * step;
     const int32_t* ids = head.documents ? head.documents + first : nullptr;
@@ -268,12 +266,3 @@ struct Chunk {
     a = e[C - 1];
   }
 };
-
-// What a head is computed in: memory of the calling thread, in parts that a constructor takes, which first only counts.
-template <class Parts>
-static Parts on_scratch(int K, int VD, int C) {
-  Arena count{};
-  Parts(K, VD, C, count);
-  Arena arena{scratch<char>((size_t)count.next)};
-  return Parts(K, VD, C, arena);
-}

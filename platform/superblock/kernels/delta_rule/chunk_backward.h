@@ -114,7 +114,7 @@ static void backward_head(const Head<X>& head, const float* d_o, int64_t o_step,
     prefetch.read(d_o + before * o_step, o_step, earlier, VD);
     prefetch.read(residuals + before * VD, VD, earlier, VD);
     prefetch.read(S - (size_t)K * VD, VD, n > 0 ? K : 0, VD);
-    chunk.prepare(head, first, prefetch);
+    chunk.prepare(head, first, length, prefetch);
     for (int i = 0; i < C; i++) {
       for (int j = 0; j < K; j += W) store(K_r + i * ldk + j, load(KQ + i * ldk + j) * r[i]);
       for (int j = 0; j < VD; j += W) {

@@ -43,7 +43,7 @@ static void forward_head(const Head<X>& head, const float* initial, float* o, in
     prefetch.read(k + next * k_step, k_step, more, K);
     prefetch.read(q + next * q_step, q_step, more, K);
     prefetch.read(v + next * v_step, v_step, more, VD);
-    chunk.prepare(head, first, prefetch);
+    chunk.prepare(head, first, length, prefetch);
     if (states) {
       for (int i = 0; i < K; i++)
         for (int j = 0; j < VD; j += W) store_past(states + (size_t)i * VD + j, load(S + i * ldv + j));

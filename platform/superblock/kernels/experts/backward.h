@@ -24,9 +24,7 @@ struct BackwardScratch {
   T *dy_strips, *x_strips, *dhidden_strips, *act_strips;
   float *tile, *dx;
 
-  BackwardScratch(int64_t D, int64_t F) {
-    int64_t elements = 3 * D * F + BLOCK * (D + 2 * F) + GROUP * (2 * D + 3 * F);
-    Arena arena{scratch<char>(elements * sizeof(T) + sizeof(float) * BLOCK * (BLOCK + D) + 64 * 10)};
+  BackwardScratch(int64_t D, int64_t F, Arena& arena) {
     down = arena.take<T>(D * F);
     gate_up = arena.take<T>(2 * D * F);
     dy = arena.take<T>(BLOCK * D);
@@ -39,7 +37,7 @@ struct BackwardScratch {
     dx = arena.take<float>(BLOCK * D);
   }
 
-  void pack(const Weights& w, int64_t D) {
+  void pack(const Weights& w, int64_t D) const {
     for (int64_t d = 0; d < D; d += BLOCK) pack_rows(w.down.from(d), nullptr, BLOCK, BLOCK, w.F, down + d * STRIP, D);
     for (int64_t f = 0; f < w.F; f += STRIP) {
       pack_rows(w.gate_up.from(f), nullptr, STRIP, STRIP, D, gate_up + 2 * f * STRIP, 2 * w.F);
@@ -148,7 +146,7 @@ static void backward(const Problem& p, const Matrix& dy, const T* hidden, const 
   for (int64_t q = 0; q < threads; q++) {
     FlushSubnormals flush;
     tiles::Session session;
-    BackwardScratch<T> s(D, wide);
+    const auto s = on_scratch<BackwardScratch<T>>(D, wide);
     Matrix kept_dy{s.dy, D, sizeof(T) == 2};
     int64_t first = q * pieces / threads, last = (q + 1) * pieces / threads, expert = -1, height = 0;
     Sums sums{};
@@ -197,7 +195,7 @@ static void backward(const Problem& p, const Matrix& dy, const T* hidden, const 
   for (int64_t q = 0; q < threads; q++) {
     FlushSubnormals flush;
     tiles::Session session;
-    BackwardScratch<T> s(D, wide);
+    const auto s = on_scratch<BackwardScratch<T>>(D, wide);
     Matrix kept_dy{s.dy, D, sizeof(T) == 2};
     int64_t first = q * blocks / threads, last = (q + 1) * blocks / threads, height = 0;
     bool learns = F && g.shared_gate_up && first < last;

@@ -8,9 +8,7 @@ struct ForwardScratch {
   T *gate_up, *down, *x, *act;
   float *tile, *out;
 
-  ForwardScratch(int64_t D, int64_t F) {
-    int64_t size = sizeof(T) * (3 * D * F + BLOCK * (D + F)) + sizeof(float) * BLOCK * (BLOCK + D) + 64 * 8;
-    Arena arena{scratch<char>(size)};
+  ForwardScratch(int64_t D, int64_t F, Arena& arena) {
     gate_up = arena.take<T>(2 * D * F);
     down = arena.take<T>(D * F);
     x = arena.take<T>(BLOCK * D);
@@ -19,7 +17,7 @@ struct ForwardScratch {
     out = arena.take<float>(BLOCK * D);
   }
 
-  void pack(const Weights& w, int64_t D) {
+  void pack(const Weights& w, int64_t D) const {
     for (int64_t f = 0; f < w.F; f += STRIP) {
       pack_columns(w.gate_up.from(f), D, gate_up + 2 * f * D);
       pack_columns(w.gate_up.from(w.F + f), D, gate_up + (2 * f + STRIP) * D);
@@ -63,7 +61,7 @@ static void forward(const Problem& p, const Matrix& y, const Matrix& stream, T* 
   for (int64_t q = 0; q < threads; q++) {
     FlushSubnormals flush;
     tiles::Session session;
-    ForwardScratch<T> s(D, wide);
+    const auto s = on_scratch<ForwardScratch<T>>(D, wide);
     int64_t packed = -1;
     for (int64_t z = q * pieces / threads; z < (q + 1) * pieces / threads; z++) {
       const Piece& piece = plan.pieces[z];
@@ -82,7 +80,7 @@ static void forward(const Problem& p, const Matrix& y, const Matrix& stream, T* 
   for (int64_t q = 0; q < threads; q++) {
     FlushSubnormals flush;
     tiles::Session session;
-    ForwardScratch<T> s(D, wide);
+    const auto s = on_scratch<ForwardScratch<T>>(D, wide);
     int64_t F = p.shared.F;
     if (F) s.pack(p.shared, D);
     for (int64_t b = q * blocks / threads; b < (q + 1) * blocks / threads; b++) {

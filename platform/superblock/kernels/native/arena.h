@@ -31,3 +31,12 @@ struct Temporary {
     return Parts(layer, arena);
   }
 };
+
+// Parts in the scratch memory of the calling thread; their constructor takes the arena last, and first only counts.
+template <class Parts, class... Sizes>
+static Parts on_scratch(Sizes... sizes) {
+  Arena count{};
+  Parts(sizes..., count);
+  Arena arena{scratch<char>((size_t)count.next)};
+  return Parts(sizes..., arena);
+}
